@@ -1,0 +1,50 @@
+"""Sample unnormalised densities with Pyro: weighted draws with an honest verdict.
+
+Write an energy, choose a sampler, train it, and get draws with exact weights: log Z with its error, effective sample size,
+Pareto k-hat and the number of energy evaluations, as ArviZ data.
+"""
+
+from pyro_boltzmann import diagnostics, energies, guides, infer, stochastic, transforms
+from pyro_boltzmann.diagnostics import WeightedSamples, to_arviz
+from pyro_boltzmann.energies import (
+    AnnealedEnergy,
+    AnnealingLadder,
+    Boltzmann,
+    BoltzmannModel,
+    ModelEnergy,
+    NormalEnergy,
+    TemperedEnergy,
+    count_evaluations,
+)
+from pyro_boltzmann.energies.catalogue import catalogue
+from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.infer import FitResult, ForwardKL, Phase, ReverseKL, fit, importance_sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnnealedEnergy",
+    "AnnealingLadder",
+    "AutoStochasticFlow",
+    "Boltzmann",
+    "BoltzmannModel",
+    "FitResult",
+    "ForwardKL",
+    "ModelEnergy",
+    "NormalEnergy",
+    "Phase",
+    "ReverseKL",
+    "TemperedEnergy",
+    "WeightedSamples",
+    "catalogue",
+    "count_evaluations",
+    "diagnostics",
+    "energies",
+    "fit",
+    "guides",
+    "importance_sample",
+    "infer",
+    "stochastic",
+    "to_arviz",
+    "transforms",
+]

@@ -1,0 +1,67 @@
+"""Resampling schemes with one signature: ``(log_weights, num_samples, generator) -> indices``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_boltzmann.diagnostics.weights import normalized_weights
+from pyro_boltzmann.exceptions import ShapeError
+
+__all__ = ["RESAMPLERS", "Resampler", "multinomial", "systematic"]
+
+Resampler = Callable[[Tensor, int, "torch.Generator | None"], Tensor]
+
+
+def systematic(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    r"""Indices of draws, with one uniform :math:`u` for all: the smallest :math:`i` with
+    :math:`\sum_{j \le i} \bar w_j > (u + m) / M` for :math:`m = 0, \dots, M - 1`.
+
+    Unbiased, and draw :math:`i` is taken :math:`\lfloor M \bar w_i \rfloor` or :math:`\lceil M \bar w_i \rceil` times.
+    The indices ascend, so that copies of one draw stand together.
+
+    :param log_weights: ``(N,)``.
+    :returns: integer tensor ``(num_samples,)`` on the device of ``log_weights``.
+    :raises NonFiniteEnergyError: if every weight is zero, or any is NaN.
+
+    >>> systematic(torch.tensor([0.0, float("-inf"), 0.0]), 4).tolist()
+    [0, 0, 2, 2]
+    """
+    _check_size(num_samples)
+    offset = _uniform(1, generator)
+    return _select(log_weights, (offset + torch.arange(num_samples, dtype=torch.float64)) / num_samples)
+
+
+def multinomial(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Independent indices with the probabilities of the normalised weights; arguments as in :func:`systematic`.
+
+    >>> multinomial(torch.tensor([0.0, float("-inf")]), 3).tolist()
+    [0, 0, 0]
+    """
+    _check_size(num_samples)
+    return _select(log_weights, _uniform(num_samples, generator))
+
+
+RESAMPLERS: dict[str, Resampler] = {"systematic": systematic, "multinomial": multinomial}
+"""Resamplers by name."""
+
+
+def _check_size(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ShapeError(f"expected num_samples >= 1, got {num_samples}")
+
+
+def _uniform(size: int, generator: torch.Generator | None) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(size, dtype=torch.float64, generator=generator, device=device).cpu()
+
+
+def _select(log_weights: Tensor, positions: Tensor) -> Tensor:
+    cumulative = torch.from_numpy(normalized_weights(log_weights)).cumsum(0)
+    cumulative = cumulative / cumulative[-1]
+    # (u + M - 1) / M may round to 1, which lies beyond the last draw of positive weight.
+    below_one = torch.nextafter(torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+    indices = torch.searchsorted(cumulative, positions.minimum(below_one), right=True)
+    return indices.to(log_weights.device)

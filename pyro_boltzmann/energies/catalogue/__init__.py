@@ -1,0 +1,45 @@
+"""Benchmark targets with exact constants and known truths.
+
+>>> target = catalogue["double_well"]
+>>> target.sample(5).shape, round(target.log_z, 5)
+(torch.Size([5, 2]), 10.29348)
+"""
+
+from __future__ import annotations
+
+from pyro_boltzmann.energies.catalogue.contract import TargetContract
+from pyro_boltzmann.energies.catalogue.double_well import DoubleWell
+from pyro_boltzmann.energies.catalogue.dw4 import DW4
+from pyro_boltzmann.energies.catalogue.funnel import Funnel
+from pyro_boltzmann.energies.catalogue.gmm40 import GMM40
+from pyro_boltzmann.energies.catalogue.many_well import ManyWell
+from pyro_boltzmann.energies.catalogue.muller_brown import MullerBrown
+from pyro_boltzmann.energies.catalogue.posteriors import (
+    PosteriorTarget,
+    eight_schools,
+    eight_schools_centered,
+    logistic_regression,
+)
+from pyro_boltzmann.energies.catalogue.registry import Catalogue, UnknownTargetError
+from pyro_boltzmann.energies.catalogue.target import Target, TruthUnavailableError
+
+__all__ = [
+    "DW4",
+    "GMM40",
+    "Catalogue",
+    "DoubleWell",
+    "Funnel",
+    "ManyWell",
+    "MullerBrown",
+    "PosteriorTarget",
+    "Target",
+    "TargetContract",
+    "TruthUnavailableError",
+    "UnknownTargetError",
+    "catalogue",
+    "eight_schools",
+    "eight_schools_centered",
+    "logistic_regression",
+]
+
+catalogue = Catalogue()

@@ -1,0 +1,96 @@
+"""What is already known about the energies at the current state, so that nothing is computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from pyro_boltzmann.energies.annealed import AnnealedEnergy, combine
+from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
+from pyro_boltzmann.energies.held import HeldEnergy, bare
+
+__all__ = ["EnergyMemo"]
+
+Entry = tuple[Tensor, Tensor | None]
+
+
+class EnergyMemo:
+    r"""Values and gradients of energies at one batch of states ``x``.
+
+    Blocks pass it along a path: a force computed after one step is the force before the next, and the energy of the last
+    state is the one in the weight. Annealed energies are stored as their components, so that a change of
+    :math:`\lambda` costs nothing. An entry is only ever valid for the ``x`` it was computed at; whoever moves ``x``
+    starts a new memo.
+    """
+
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: dict[Hashable, Entry] | None = None) -> None:
+        self.entries: dict[Hashable, Entry] = {} if entries is None else entries
+
+    def value(self, energy: Energy | HeldEnergy, x: Tensor) -> Tensor:
+        """:math:`u(x)`, shape ``(*batch)``."""
+        return combine([(c, self._component(e, x, gradient=False)[0]) for c, e in _components(energy)])
+
+    def gradient(self, energy: Energy | HeldEnergy, x: Tensor) -> Tensor:
+        r""":math:`\nabla u(x)`, shape ``(*batch, dim)``; its value comes in the same pass and is kept."""
+        terms: list[tuple[float | Tensor, Tensor]] = []
+        for c, e in _components(energy):
+            gradient = self._component(e, x, gradient=True)[1]
+            assert gradient is not None
+            terms.append((c, gradient))
+        return combine(terms)
+
+    def known_value(self, energy: Energy | HeldEnergy) -> Tensor | None:
+        """The value if it needs no new evaluation."""
+        components = _components(energy)
+        found = [self.entries.get(_key(e)) for _, e in components]
+        if any(entry is None for entry in found):
+            return None
+        return combine([(c, entry[0]) for (c, _), entry in zip(components, found, strict=True) if entry is not None])
+
+    def where(self, mask: Tensor, other: EnergyMemo) -> EnergyMemo:
+        """Rows of this memo where ``mask``, rows of ``other`` elsewhere; only what both know survives."""
+        merged: dict[Hashable, Entry] = {}
+        for key, (value, gradient) in self.entries.items():
+            if key in other.entries:
+                old_value, old_gradient = other.entries[key]
+                both = gradient is not None and old_gradient is not None
+                merged[key] = (
+                    torch.where(mask, value, old_value),
+                    torch.where(mask.unsqueeze(-1), gradient, old_gradient) if both else None,  # type: ignore[arg-type]
+                )
+        return EnergyMemo(merged)
+
+    def rows(self, index: Tensor) -> EnergyMemo:
+        """The memo of ``x[index]``, for a boolean mask or integer index over the (flat) batch."""
+        return EnergyMemo({k: (v[index], None if g is None else g[index]) for k, (v, g) in self.entries.items()})
+
+    def _component(self, energy: Energy, x: Tensor, *, gradient: bool) -> Entry:
+        key = _key(energy)
+        entry = self.entries.get(key)
+        if entry is None or (gradient and entry[1] is None):
+            entry = _with_clean_gradient(energy, x) if gradient else (energy_value(energy, x), None)
+            self.entries[key] = entry
+        return entry
+
+
+def _components(energy: Energy | HeldEnergy) -> list[tuple[float | Tensor, Energy]]:
+    energy = bare(energy)
+    return energy.components() if isinstance(energy, AnnealedEnergy) else [(1.0, energy)]
+
+
+def _key(energy: Energy) -> Hashable:
+    try:
+        hash(energy)
+    except TypeError:
+        return id(energy)
+    return energy
+
+
+def _with_clean_gradient(energy: Energy, x: Tensor) -> Entry:
+    """A force that is not finite is zero here, at both ends of a step alike, so that no path loses its weight to NaN."""
+    value, gradient = energy_and_gradient(energy, x)
+    return value, gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,55 @@
+"""Errors raised by pyro_boltzmann. Each message says what was expected, what came, and how to mend it."""
+
+__all__ = [
+    "CheckpointError",
+    "EnergyError",
+    "ModelError",
+    "NonFiniteEnergyError",
+    "OutputError",
+    "PyroBoltzmannError",
+    "ReportError",
+    "ShapeError",
+]
+
+
+class PyroBoltzmannError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class ShapeError(PyroBoltzmannError, ValueError):
+    """A tensor has a shape that the receiving function cannot use."""
+
+
+class EnergyError(PyroBoltzmannError, ValueError):
+    """An energy function breaks its contract (wrong shape of the result, not a tensor, no gradient)."""
+
+
+class NonFiniteEnergyError(EnergyError):
+    """The target energy is NaN or -inf at a final state.
+
+    :ivar count: how many draws were affected.
+    :ivar saved_to: where the draws were saved before raising, or ``None``.
+    :ivar samples: the :class:`~pyro_boltzmann.WeightedSamples` drawn so far, or ``None``.
+    """
+
+    def __init__(self, message: str, *, count: int, samples: object = None, saved_to: str | None = None) -> None:
+        super().__init__(message)
+        self.count = count
+        self.samples = samples
+        self.saved_to = saved_to
+
+
+class ModelError(PyroBoltzmannError, ValueError):
+    """A Pyro program cannot be turned into an energy (discrete latent, subsampled plate, ...)."""
+
+
+class CheckpointError(PyroBoltzmannError, RuntimeError):
+    """A checkpoint is truncated, foreign, or belongs to another run."""
+
+
+class OutputError(PyroBoltzmannError, OSError):
+    """A result cannot be written where it was asked to go."""
+
+
+class ReportError(PyroBoltzmannError, ValueError):
+    """A report cannot be made or read from what was given."""

@@ -1,0 +1,6 @@
+"""Samplers as Pyro guides."""
+
+from pyro_boltzmann.guides.auto_stochastic_flow import AutoStochasticFlow, WeightedPath
+from pyro_boltzmann.guides.base import PathBase
+
+__all__ = ["AutoStochasticFlow", "PathBase", "WeightedPath"]

@@ -1,0 +1,41 @@
+"""The random numbers of a block: their law, layout and log-density."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+__all__ = ["NoisePart", "Parts", "part_log_prob", "sample_part", "split_parts"]
+
+Parts = tuple[Tensor, ...]
+"""The noise of one step, one tensor a part: ``(*batch, size)``, in the order of the block's ``step_noise``."""
+
+
+class NoisePart(NamedTuple):
+    """``size`` independent standard normal or Exp(1) variables."""
+
+    kind: Literal["normal", "exponential"]
+    size: int
+
+
+def sample_part(part: NoisePart, batch_shape: torch.Size, like: Tensor, generator: Generator | None = None) -> Tensor:
+    """Fresh noise of shape ``(*batch_shape, size)`` with the dtype and device of ``like``."""
+    shape = (*batch_shape, part.size)
+    if part.kind == "normal":
+        return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
+    return torch.empty(shape, dtype=like.dtype, device=like.device).exponential_(generator=generator)
+
+
+def part_log_prob(part: NoisePart, noise: Tensor) -> Tensor:
+    """Log-density of the noise, summed over its last dimension: shape ``(*batch)``."""
+    if part.kind == "normal":
+        return -0.5 * (noise.square().sum(-1) + part.size * math.log(2 * math.pi))
+    return torch.where(noise >= 0, -noise, -math.inf).sum(-1)
+
+
+def split_parts(noise: Tensor, parts: tuple[NoisePart, ...]) -> Parts:
+    """Cut the flat noise of one step, ``(*batch, sum of sizes)``, into its parts."""
+    return noise.split([part.size for part in parts], dim=-1)

@@ -1,0 +1,15 @@
+"""Bijections of x: what Pyro and zuko lack, and one fused call for all of them."""
+
+from pyro_boltzmann.transforms.fused import FusedTransform
+from pyro_boltzmann.transforms.inverse import InverseTransform
+from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
+from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
+
+__all__ = [
+    "FusedTransform",
+    "InverseTransform",
+    "MeanFreeBasis",
+    "call_and_ladj",
+    "helmert_basis",
+    "inverse_and_ladj",
+]
