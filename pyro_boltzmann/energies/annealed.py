@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -68,14 +71,11 @@ class AnnealedEnergy(nn.Module):
         position = self.position
         return f"position={float(position):.4g}, learnable={isinstance(position, Tensor)}"
 
-    def __deepcopy__(self, memo: dict[int, object]) -> AnnealedEnergy:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AnnealedEnergy:
         clone = AnnealedEnergy.__new__(AnnealedEnergy)
         nn.Module.__init__(clone)
         memo[id(self)] = clone
-        clone._ends, clone._fixed, clone._rung = list(self._ends), self._fixed, self._rung
-        # Imported here so that the copy keeps sharing one ladder among its rungs.
-        from copy import deepcopy
-
+        clone._ends, clone._fixed, clone._rung = _copy_ends(self._ends, memo), self._fixed, self._rung
         clone._ladder = deepcopy(self._ladder, memo)
         if "logit" in self._parameters:
             clone.logit = deepcopy(self.logit, memo)
@@ -127,12 +127,18 @@ class AnnealingLadder(nn.Module):
             energy._ladder = self
         return energy
 
-    def __deepcopy__(self, memo: dict[int, object]) -> AnnealingLadder:
-        clone = AnnealingLadder(self._ends[0], self._ends[1], self.num_rungs, learnable=self.gaps.requires_grad)
+    def __deepcopy__(self, memo: dict[int, Any]) -> AnnealingLadder:
+        ends = _copy_ends(self._ends, memo)
+        clone = AnnealingLadder(ends[0], ends[1], self.num_rungs, learnable=self.gaps.requires_grad)
         memo[id(self)] = clone
         with torch.no_grad():
             clone.gaps = nn.Parameter(self.gaps.detach().clone(), requires_grad=self.gaps.requires_grad)
         return clone
+
+
+def _copy_ends(ends: list[Energy], memo: dict[int, Any]) -> list[Energy]:
+    """Energies are shared between copies, except those made of the path's own layers."""
+    return [deepcopy(end, memo) if getattr(end, "copies_with_path", False) else end for end in ends]
 
 
 def combine(terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ __all__ = ["HeldEnergy", "hold"]
 
 
 class HeldEnergy:
-    """A plain-object reference to an energy: invisible to ``parameters()`` and shared, not copied, by ``deepcopy``."""
+    """A plain-object reference to an energy: invisible to ``parameters()`` and shared, not copied, by ``deepcopy``.
+
+    An energy with ``copies_with_path = True`` is copied, because it belongs to one path or guide.
+    """
 
     def __init__(self, energy: Energy) -> None:
         self.energy = energy
@@ -22,7 +26,8 @@ class HeldEnergy:
         return self.energy(x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HeldEnergy:
-        return HeldEnergy(self.energy)
+        copies = getattr(self.energy, "copies_with_path", False)
+        return HeldEnergy(deepcopy(self.energy, memo) if copies else self.energy)
 
     def __repr__(self) -> str:
         return f"HeldEnergy({self.energy!r})"

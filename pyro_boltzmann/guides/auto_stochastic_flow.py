@@ -14,6 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_feasible
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Generator, Tensor
 
+from pyro_boltzmann.energies.boltzmann_model import BoltzmannModel
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.energies.memo import EnergyMemo
@@ -112,7 +113,7 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         """The model's energy on its unconstrained space, bound to the arguments of the last call."""
         bound: BoundEnergy = self._bound.energy
         # A Boltzmann model's energy has no arguments: hand out the very object, so that memos recognise it.
-        return bound.current if hasattr(bound.model, "unconstrained_energy") else bound
+        return bound.current if isinstance(bound.model, BoltzmannModel) else bound
 
     def initialize(self, *args: Any, **kwargs: Any) -> AutoStochasticFlow:
         """Inspect the model with these arguments and build the path, without drawing from it."""
@@ -123,6 +124,8 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._bound.energy.bind(args, kwargs)
+        if self.path is not None:
+            self.path.clear_cache()  # of another model's arguments, perhaps
 
     # Pyro's interface --------------------------------------------------------------------------------------------
 
@@ -223,7 +226,7 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Unconstrained latents ``(*batch, latent_dim)`` to a dict of site values in the model's own spaces."""
         energy = self._bound.energy
-        source = energy.model if hasattr(energy.model, "unconstrained_energy") else energy.current
+        source = energy.model if isinstance(energy.model, BoltzmannModel) else energy.current
         sites: dict[str, Tensor] = source.constrain(z)
         return sites
 

@@ -18,9 +18,12 @@ __all__ = ["BoundEnergy"]
 class BoundEnergy:
     """An energy whose model arguments may change from call to call.
 
-    Blocks are built once and keep this object; :meth:`bind` points it at the arguments of the current call. Copies and
-    pickles forget the arguments and are bound again by their next call.
+    Blocks are built once and keep this object; :meth:`bind` points it at the arguments of the current call. A ``deepcopy``
+    of a guide has its own, so that calling one does not rebind the other. Pickles forget the arguments and are bound again
+    by their next call.
     """
+
+    copies_with_path = True
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
@@ -54,6 +57,12 @@ class BoundEnergy:
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.current(z)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundEnergy:
+        clone = BoundEnergy.__new__(BoundEnergy)
+        memo[id(self)] = clone
+        clone.__dict__.update(self.__dict__)
+        return clone
 
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self.model, BoltzmannModel):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributions.transforms import ComposeTransform, _InverseTransform
 
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.exceptions import ShapeError
@@ -193,11 +194,29 @@ class _Plain(nn.Module):
 
 
 def _flatten(blocks: Iterable[Any]) -> Iterator[Any]:
+    """Open compositions, so that the parameters of their parts are registered and noise reaches nested blocks.
+
+    torch's ``.inv`` becomes :class:`InverseTransform`: the plain one hides its parameters and does not survive ``deepcopy``.
+    """
     for block in blocks:
-        if isinstance(block, PathTransform):
-            yield from _flatten(b.transform[0] if isinstance(b, _Plain) else b for b in block.blocks)
+        if isinstance(block, _Plain):
+            yield from _flatten(block.transform)
+        elif isinstance(block, PathTransform):
+            yield from _flatten(block.blocks)
+        elif isinstance(block, ComposeTransform):
+            yield from _flatten(block.parts)
+        elif isinstance(block, _InverseTransform):
+            yield from _flatten([InverseTransform(block.inv)])
+        elif isinstance(block, InverseTransform) and isinstance(
+            block.inverted, PathTransform | ComposeTransform | _InverseTransform | InverseTransform
+        ):
+            yield from (_inverted(part) for part in reversed(list(_flatten([block.inverted]))))
         else:
             yield block
+
+
+def _inverted(block: Any) -> Any:
+    return block.inverted if isinstance(block, InverseTransform) else InverseTransform(block)
 
 
 def _strip(block: Any) -> tuple[Any, bool]:

@@ -4,11 +4,13 @@ from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
+from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
 
 __all__ = [
     "FusedTransform",
     "InverseTransform",
     "MeanFreeBasis",
+    "PushforwardEnergy",
     "call_and_ladj",
     "helmert_basis",
     "inverse_and_ladj",

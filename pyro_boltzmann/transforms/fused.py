@@ -19,7 +19,12 @@ class _Cached(NamedTuple):
     x: Tensor
     y: Tensor
     ladj: Tensor
-    key: tuple[bool, int]
+    key: _Key
+    is_forward: bool
+
+
+_Key = tuple[bool, tuple[tuple[int, int], ...]]
+"""Grad mode, and the identity and version of every parameter and buffer."""
 
 
 class FusedTransform(TransformModule):  # type: ignore[misc]
@@ -27,7 +32,9 @@ class FusedTransform(TransformModule):  # type: ignore[misc]
 
     Subclasses implement :meth:`call_and_ladj` and :meth:`inverse_and_ladj`; everything that
     :class:`torch.distributions.Transform` asks for follows. The cache holds ``(x, y, ladj)`` together. It is dropped by
-    ``deepcopy`` and pickle, and never answers for another grad mode or for parameters that an optimiser has since moved.
+    ``deepcopy`` and pickle, and never answers for another grad mode or for parameters or buffers that have since moved.
+    It only ever undoes the last call: the same data handed in again are computed again, because optimisers that write
+    to ``parameter.data`` (Pyro's ``ClippedAdam``) and energies whose data change leave no mark that could be checked.
 
     :param cache_size: 1 to keep the last ``(x, y, ladj)``, 0 to keep nothing.
     """
@@ -62,20 +69,20 @@ class FusedTransform(TransformModule):  # type: ignore[misc]
 
     def __call__(self, x: Tensor) -> Tensor:
         cached, key = self._cached, self._cache_key()
-        if cached is not None and cached.x is x and cached.key == key:
+        if cached is not None and not cached.is_forward and cached.x is x and cached.key == key:
             return cached.y
         self.check_width(x)
         y, ladj = self.call_and_ladj(x)
-        self._store(x, y, ladj, key)
+        self._store(_Cached(x, y, ladj, key, True))
         return y
 
     def _inv_call(self, y: Tensor) -> Tensor:
         cached, key = self._cached, self._cache_key()
-        if cached is not None and cached.y is y and cached.key == key:
+        if cached is not None and cached.is_forward and cached.y is y and cached.key == key:
             return cached.x
         self.check_width(y)
         x, ladj = self.inverse_and_ladj(y)
-        self._store(x, y, -ladj, key)
+        self._store(_Cached(x, y, -ladj, key, False))
         return x
 
     def _call(self, x: Tensor) -> Tensor:
@@ -109,12 +116,13 @@ class FusedTransform(TransformModule):  # type: ignore[misc]
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
         return shape
 
-    def _cache_key(self) -> tuple[bool, int]:
-        return torch.is_grad_enabled(), sum(p._version for p in self.parameters())
+    def _cache_key(self) -> _Key:
+        tensors = (t for m in self.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+        return torch.is_grad_enabled(), tuple((id(tensor), tensor._version) for tensor in tensors)
 
-    def _store(self, x: Tensor, y: Tensor, ladj: Tensor, key: tuple[bool, int]) -> None:
+    def _store(self, cached: _Cached) -> None:
         if self._cache_size:
-            self._cached = _Cached(x, y, ladj, key)
+            self._cached = cached
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
-from torch.distributions.transforms import ComposeTransform
+from torch.distributions.transforms import ComposeTransform, _InverseTransform
 
 from pyro_boltzmann.transforms.fused import FusedTransform
 
@@ -36,8 +36,11 @@ def call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
             x, ladj = call_and_ladj(part, x)
             total = total + ladj
         return x, total
+    if isinstance(transform, _InverseTransform):
+        return inverse_and_ladj(transform.inv, x)
     if hasattr(transform, "call_and_ladj"):  # zuko
-        return transform.call_and_ladj(x)
+        y, ladj = transform.call_and_ladj(x)
+        return y, _over_batch(ladj, x)
     clear_cache(transform)
     y = transform(x)
     ladj = _over_batch(transform.log_abs_det_jacobian(x, y), x)
@@ -57,6 +60,8 @@ def inverse_and_ladj(transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
             y, ladj = inverse_and_ladj(part, y)
             total = total + ladj
         return y, total
+    if isinstance(transform, _InverseTransform):
+        return call_and_ladj(transform.inv, y)
     clear_cache(transform)
     x = transform.inv(y)
     ladj = -_over_batch(transform.log_abs_det_jacobian(x, y), y)
@@ -73,16 +78,21 @@ def _over_batch(ladj: Tensor, x: Tensor) -> Tensor:
 
 
 def clear_cache(transform: Any) -> None:
-    """Empty the caches that Pyro's transforms keep on themselves."""
+    """Empty the caches that a transform, and the transforms that it is made of, keep on themselves."""
     if isinstance(transform, FusedTransform):
         transform.clear_cache()
         return
     state = vars(transform)
-    for name in [name for name in state if name.startswith("_cached")]:
-        setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
-    for name in ("_inv", "parts"):
-        inner = state.get(name)
-        for part in inner if isinstance(inner, list | nn.ModuleList) else ():
+    for name, value in list(state.items()):
+        if name.startswith("_cache") and isinstance(value, Tensor | tuple):
+            setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
+    inner = [state.get("base_transform"), *(state.get("parts") or ()), *(state.get("transforms") or ())]
+    if isinstance(transform, _InverseTransform):
+        inner.append(transform.inv)
+    if isinstance(transform, nn.Module):
+        inner.extend(transform.children())
+    for part in inner:
+        if isinstance(part, Transform):
             clear_cache(part)
 
 

@@ -1,0 +1,53 @@
+"""Published experiments, each a module that regenerates its table; imported only when asked for.
+
+Such a module has ``run(*, seed, out, minutes, num_samples=None) -> dict``, the report, and writes its files into ``out``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pyro_boltzmann.exceptions import PyroBoltzmannError
+
+__all__ = ["EXPERIMENTS", "Experiment", "UnknownExperimentError", "load_experiment"]
+
+EXPERIMENTS: dict[str, str] = {"snf-double-well": "pyro_boltzmann.experiments.snf_double_well"}
+"""Names of experiments and the modules that hold them."""
+
+
+class UnknownExperimentError(PyroBoltzmannError, KeyError):
+    """A name that no experiment has."""
+
+    # KeyError prints the repr of its message.
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Experiment(Protocol):
+    """What an experiment module offers."""
+
+    def run(self, *, seed: int, out: Path, minutes: float | None, num_samples: int | None = None) -> dict[str, Any]:
+        """Run it, write its files into ``out``, and return the report."""
+
+
+def load_experiment(name: str) -> Experiment:
+    """Import the module of an experiment.
+
+    :raises UnknownExperimentError: for an unknown name, with the known names and the closest of them.
+
+    >>> try:
+    ...     load_experiment("snf-doublewell")
+    ... except UnknownExperimentError as error:
+    ...     print(str(error)[:73])
+    no experiment is named 'snf-doublewell'; did you mean 'snf-double-well'?
+    """
+    if name not in EXPERIMENTS:
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), EXPERIMENTS, n=1, cutoff=0.5)
+        suggestion = f"; did you mean {close[0]!r}?" if close else ";"
+        raise UnknownExperimentError(
+            f"no experiment is named {name!r}{suggestion} known names: {', '.join(EXPERIMENTS)}"
+        )
+    return cast(Experiment, importlib.import_module(EXPERIMENTS[name]))

@@ -1,0 +1,161 @@
+"""Every row of a sampling run's report that its draws, its target's truths and exact samples allow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_boltzmann.diagnostics import (
+    Metric,
+    Truth,
+    WeightedSamples,
+    delta_f,
+    energy_w2,
+    mode_mass_tv,
+    modes_found,
+    sampling_floor,
+    virial,
+    weight_metrics,
+)
+from pyro_boltzmann.diagnostics.report import Quality
+from pyro_boltzmann.energies.catalogue import Target
+from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
+from pyro_boltzmann.exceptions import EnergyError
+
+__all__ = ["ExactDraws", "draw_exact", "failures_of", "log_z_truth", "run_metrics"]
+
+BLOCK = 10_000
+FLOOR_REPEATS = 5
+GRADIENT_DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class ExactDraws:
+    """Exact samples of the target ``(n, dim)`` and their energies ``(n,)``."""
+
+    z: Tensor
+    energy: Tensor
+
+
+@torch.no_grad()
+def draw_exact(target: Target | None, num_samples: int, seed: int) -> ExactDraws | None:
+    """Exact samples for comparison, enough for a distance with its floor; ``None`` where there is no exact sampler."""
+    if target is None or not target.has_exact_sampler:
+        return None
+    number = (2 * FLOOR_REPEATS + 1) * min(num_samples, BLOCK)
+    z = target.sample(number, generator=torch.Generator().manual_seed(seed), dtype=torch.get_default_dtype())
+    return ExactDraws(z, energy_value(target.energy, z))
+
+
+def log_z_truth(target: Target | None) -> Truth | None:
+    """The known log Z with its error and its standing."""
+    return None if target is None else _truth(target, target.log_z, target.log_z_error)
+
+
+def run_metrics(
+    ws: WeightedSamples,
+    z: Tensor,
+    energy: Energy | None,
+    *,
+    target: Target | None = None,
+    exact: ExactDraws | None = None,
+    reverse_log_weights: Tensor | None = None,
+) -> dict[str, Metric]:
+    """The metrics of weighted draws.
+
+    :param ws: the draws.
+    :param z: their unconstrained vectors, ``(N, dim)``.
+    :param energy: the energy on these, for the virial; ``None`` leaves the virial out.
+    :param target: where truths are known.
+    :param exact: exact samples, for ``e_w2``.
+    :param reverse_log_weights: of paths run backwards from exact samples, for ``eubo`` and ``forward_ess``.
+    """
+    rows = weight_metrics(ws, reverse_log_weights=reverse_log_weights, log_z=log_z_truth(target))
+    if ws.energy is not None:
+        mean, error = ws.expectation(lambda *_: ws.energy)  # type: ignore[arg-type,return-value]
+        truth = None if target is None else _truth(target, target.mean_energy, target.mean_energy_error)
+        rows["mean_energy"] = Metric(float(mean), float(error), truth=truth)
+    if energy is not None:
+        rows["virial"] = _virial(ws, z, energy, z.shape[-1] if target is None else target.virial_dof)
+    if exact is not None and ws.energy is not None:
+        rows["e_w2"] = _energy_distance(ws, exact)
+    if target is not None:
+        rows |= _mode_rows(ws, z, target)
+    return rows
+
+
+def failures_of(rows: dict[str, Metric]) -> list[str]:
+    """A log Z that misses an exact or certified truth is a failure that neither k-hat nor ESS can see."""
+    row = rows["log_z"]
+    truth = row.truth
+    if not isinstance(truth, Truth) or truth.quality not in ("exact", "certified") or row.value is None:
+        return []
+    error = row.std_error if row.std_error is not None and math.isfinite(row.std_error) else 0.0
+    miss = abs(row.value - truth.value)
+    if miss <= 4.5 * math.hypot(error, truth.std_error) + 1e-4:
+        return []
+    return [
+        f"log_z: {row.value:.4f} misses the {truth.quality} value {truth.value:.4f} by {miss:.2g}, more than 4.5 standard "
+        "errors: part of the target was not sampled"
+    ]
+
+
+def _truth(target: Target, value: float | None, error: float) -> Truth | None:
+    known: dict[str, Quality] = {"exact": "exact", "certified": "certified", "measured": "measured"}
+    return None if value is None else Truth(value, error, known.get(target.log_z_origin, "bound"))
+
+
+def _virial(ws: WeightedSamples, z: Tensor, energy: Energy, dof: int) -> Metric:
+    if ws.num_nonfinite:
+        reason = "not valid across walls: some draws have energy +inf"
+        return Metric(None, truth=float(dof), reason=reason)
+    part = slice(0, GRADIENT_DRAWS)
+    try:
+        with torch.no_grad():
+            _, gradient = energy_and_gradient(energy, z[part])
+    except EnergyError as error:
+        return Metric(None, truth=float(dof), reason=str(error))
+    value, std_error = virial(z[part].cpu(), gradient.cpu(), ws.log_weights[part].cpu())
+    return Metric(value, std_error, truth=float(dof))
+
+
+def _energy_distance(ws: WeightedSamples, exact: ExactDraws) -> Metric:
+    # As many weighted draws as have the Kish size of one block, so that the floor stands for the same size.
+    size = min(len(exact.energy) // (2 * FLOOR_REPEATS + 1), int(ws.ess * ws.num_samples))
+    if size < 2:
+        return Metric(None, reason="the effective sample size is below two draws")
+    used = slice(0, min(ws.num_samples, math.ceil(size / ws.ess)))
+    assert ws.energy is not None
+    log_weights = ws.log_weights[used].cpu()
+    if not bool(torch.isfinite(log_weights).any()):
+        return Metric(None, reason="the first draws all have zero weight")
+    blocks = iter(exact.energy.cpu().split(size))
+    value = energy_w2(ws.energy[used].cpu(), next(blocks), log_weights)
+    floor, _ = sampling_floor(energy_w2, lambda: next(blocks), FLOOR_REPEATS)
+    return Metric(value, floor=floor)
+
+
+def _mode_rows(ws: WeightedSamples, z: Tensor, target: Target) -> dict[str, Metric]:
+    rows: dict[str, Metric] = {}
+    if target.delta_f is None and target.mode_probabilities is None:
+        return rows
+    mode = target.mode_assignment(z).cpu().numpy()
+    log_weights = ws.log_weights.cpu()
+    if target.delta_f is not None:
+        rows["delta_f"] = Metric(*delta_f(mode == 1, mode == 0, log_weights), truth=target.delta_f)
+    if target.mode_probabilities is not None:
+        masses = target.mode_probabilities.double().cpu().numpy()
+        floor = _mode_mass_floor(masses / masses.sum(), max(1, int(ws.ess * ws.num_samples)))
+        rows["mode_mass_tv"] = Metric(mode_mass_tv(mode, masses, log_weights), floor=floor, truth=0.0)
+        rows["modes_found"] = Metric(modes_found(mode, len(masses), log_weights), truth=float(len(masses)))
+    return rows
+
+
+def _mode_mass_floor(masses: np.ndarray[tuple[int], np.dtype[np.float64]], size: int) -> float:
+    """The expected distance of ``size`` exact draws from the exact masses."""
+    counts = np.random.default_rng(0).multinomial(size, masses, size=50)
+    return float((0.5 * np.abs(counts / size - masses).sum(1)).mean())

@@ -1,0 +1,308 @@
+"""One sampling run: train a sampler on a target, draw from it, and write draws, report, pictures and checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_boltzmann.diagnostics import WeightedSamples, build_report, write_report
+from pyro_boltzmann.diagnostics.atomic import write_atomically
+from pyro_boltzmann.energies.evaluation import count_evaluations
+from pyro_boltzmann.exceptions import (
+    CheckpointError,
+    EnergyError,
+    NonFiniteEnergyError,
+    OutputError,
+    PyroBoltzmannError,
+    ShapeError,
+)
+from pyro_boltzmann.experiments.run_metrics import draw_exact, failures_of, run_metrics
+from pyro_boltzmann.experiments.run_plots import write_plots
+from pyro_boltzmann.experiments.targets import ResolvedTarget, resolve_target
+from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.infer import FitResult, importance_sample
+
+__all__ = ["CHECKPOINT", "DRAWS", "REPORT", "RUN", "UnknownSamplerError", "check_writable", "run"]
+
+CHECKPOINT = "checkpoint.safetensors"
+DRAWS = "samples.nc"
+REPORT = "report.json"
+RUN = "run.json"
+HISTORY_ROWS = 400
+BATCH = 2**14
+
+
+class UnknownSamplerError(PyroBoltzmannError, KeyError):
+    """A sampler that no architecture is named after."""
+
+    # KeyError prints the repr of its message.
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def run(
+    target: str,
+    *,
+    sampler: str = "snf",
+    num_samples: int,
+    seed: int,
+    out: str | os.PathLike[str],
+    minutes: float | None = None,
+    dim: int | None = None,
+    progress: bool = True,
+    announce: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train (or continue to train) a sampler, draw weighted samples, and write everything into ``out``.
+
+    The same call continues from the checkpoint in ``out``; a finished training is not repeated.
+
+    :param target: a catalogue name or ``module:object`` (:func:`~.targets.resolve_target`).
+    :param sampler: a name in ``ARCHITECTURES``.
+    :param num_samples: draws, at least one.
+    :param seed: of everything random in the run.
+    :param out: folder for the results; made if missing, and tried before anything else.
+    :param minutes: limit of the training, earlier calls counted in.
+    :param dim: dimension of an energy that does not know its own.
+    :param announce: is told, in a line each, what is going on.
+    :return: the report.
+    :raises OutputError: if ``out`` cannot be written.
+    :raises CheckpointError: if ``out`` holds another run, or a broken checkpoint.
+    :raises EnergyError: if the energy breaks its contract; the draws, if there are any, are saved first.
+    """
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ShapeError(f"num_samples must be a whole number of draws >= 1, got {num_samples!r}")
+    architecture = _architecture(sampler)
+    folder = check_writable(out)
+    resolved = resolve_target(target, dim)
+    _claim(folder, {"target": target, "target_hash": resolved.target_hash, "sampler": sampler, "seed": seed})
+    this = _Run(resolved, architecture, num_samples, seed, folder, progress, announce)
+    this.build()
+    fitted = this.train(minutes)
+    announce(f"drawing {num_samples} samples")
+    draws, z = this.draw(num_samples, fitted)
+    announce("diagnosing")
+    return this.conclude(draws, z, fitted)
+
+
+def check_writable(out: str | os.PathLike[str]) -> Path:
+    """Make the folder if need be, and try to write in it, so that no hour of training ends in an error.
+
+    :raises OutputError: if that fails.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {folder}: {error.strerror or error}; choose with --out a folder that exists or can be "
+            "made, and is writable"
+        ) from error
+    return folder
+
+
+@dataclass
+class _Run:
+    """The steps of a run, in their order."""
+
+    resolved: ResolvedTarget
+    architecture: Any
+    num_samples: int
+    seed: int
+    folder: Path
+    progress: bool
+    announce: Callable[[str], None]
+
+    def build(self) -> None:
+        target, architecture = self.resolved.target, self.architecture
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(_stream(self.seed, "parameters"))
+            self.guide = AutoStochasticFlow(
+                self.resolved.model,
+                lambda energy, dim: architecture.blocks(energy, dim, target),
+                base_scale=architecture.base_scale(target),
+            ).initialize()
+
+    def train(self, minutes: float | None) -> FitResult:
+        checkpoint = self.folder / CHECKPOINT
+        resumed = checkpoint.exists()
+        self.announce(
+            f"{'continuing from' if resumed else 'training'} {checkpoint if resumed else self.architecture.name}"
+        )
+        try:
+            fitted: FitResult = self.architecture.train(
+                self.resolved.model,
+                self.guide,
+                target=self.resolved.target,
+                seed=self.seed,
+                max_seconds=None if minutes is None else 60.0 * minutes,
+                checkpoint=checkpoint,
+                progress=self.progress,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} (on the command line: delete {checkpoint}, or choose another --out)"
+            ) from error
+        except EnergyError as error:
+            self._rescue(error)
+        return fitted
+
+    def _rescue(self, error: EnergyError) -> None:
+        """Save draws of the sampler as it stands: they show where the energy is not finite."""
+        try:
+            self.draw(self.num_samples, None)
+        except NonFiniteEnergyError as unusable:
+            raise NonFiniteEnergyError(
+                f"training stopped: {error}; {unusable}",
+                count=unusable.count,
+                samples=unusable.samples,
+                saved_to=unusable.saved_to,
+            ) from error
+        raise EnergyError(
+            f"training stopped: {error}; draws of the sampler as it stood are in {self.folder / DRAWS}"
+        ) from error
+
+    def draw(self, num_samples: int, fitted: FitResult | None) -> tuple[WeightedSamples, Tensor]:
+        path = self.folder / DRAWS
+        seed = _stream(self.seed, "draws")
+        try:
+            draws = importance_sample(
+                self.resolved.model, self.guide, num_samples=num_samples, seed=seed, progress=self.progress
+            )
+        except NonFiniteEnergyError as error:
+            if isinstance(error.samples, WeightedSamples):
+                self._record(error.samples, fitted)
+                error.samples.save(path)
+            text = str(error).replace("; all draws are on this error's .samples", "")
+            raise NonFiniteEnergyError(
+                f"{text}; all draws were saved to {path}", count=error.count, samples=error.samples, saved_to=str(path)
+            ) from error
+        z = self._record(draws, fitted)
+        draws.save(path)
+        return draws, z
+
+    def _record(self, draws: WeightedSamples, fitted: FitResult | None) -> Tensor:
+        """Write into the draws where they come from; returns their unconstrained vectors, which need no second copy."""
+        z: Tensor = draws.info.pop("z")
+        draws.info["run"] = {
+            "experiment": "sample",
+            "target": self.resolved.name,
+            "target_hash": self.resolved.target_hash,
+            "sampler": self.architecture.name,
+            "seed": self.seed,
+        }
+        if fitted is not None:
+            draws.info["training"] = _thin(fitted.history)
+            draws.evaluations = {"train": fitted.evaluations.to_dict(), **draws.evaluations}
+        return z
+
+    def conclude(self, draws: WeightedSamples, z: Tensor, fitted: FitResult) -> dict[str, Any]:
+        target, energy = self.resolved.target, self.guide.energy
+        with count_evaluations() as count:
+            exact = draw_exact(target, self.num_samples, _stream(self.seed, "exact"))
+            rows = run_metrics(
+                draws,
+                z,
+                energy,
+                target=target,
+                exact=exact,
+                reverse_log_weights=None if exact is None else self._backwards(exact.z[: self.num_samples]),
+            )
+        report = build_report(
+            experiment="sample",
+            target=self.resolved.name,
+            sampler=self.architecture.name,
+            seed=self.seed,
+            num_samples=self.num_samples,
+            metrics=rows,
+            models={self.architecture.name: rows},
+            energy_evaluations={
+                "train": fitted.evaluations.to_dict(),
+                "sample": draws.evaluations["sample"],
+                "diagnostics": count.to_dict(),
+            },
+            wall_seconds={"train": fitted.seconds, "sample": _seconds(draws)},
+            cpu_seconds={"train": fitted.cpu_seconds, "sample": draws.info["cpu_seconds"]},
+            threads=torch.get_num_threads(),
+            target_hash=self.resolved.target_hash,
+            failures=failures_of(rows),
+            notes=_notes(fitted),
+        )
+        write_report(report, self.folder / REPORT)
+        exact_energies = None if exact is None else exact.energy
+        write_plots(draws, z, self.folder, energy=energy, target=target, exact_energies=exact_energies)
+        return report
+
+    @torch.no_grad()
+    def _backwards(self, z: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(_stream(self.seed, "backwards"))
+            return torch.cat([self.guide.reverse_paths(part).log_weight for part in z.split(BATCH)])
+
+
+def _architecture(sampler: str) -> Any:
+    architectures = importlib.import_module("pyro_boltzmann.experiments.architectures").ARCHITECTURES
+    if sampler not in architectures:
+        raise UnknownSamplerError(f"no sampler is named {sampler!r}; known names: {', '.join(architectures)}")
+    return architectures[sampler]
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Write down which run the folder belongs to, unless it holds the checkpoint of another one."""
+    record, checkpoint = folder / RUN, folder / CHECKPOINT
+    if checkpoint.exists():
+        try:
+            owner = json.loads(record.read_text(encoding="utf-8"))
+            differences = [
+                f"{key} {owner.get(key)!r}, now {value!r}" for key, value in identity.items() if owner.get(key) != value
+            ]
+        except (OSError, ValueError, AttributeError):
+            differences = [f"an unknown run, because {RUN} beside it is missing or unreadable"]
+        if differences:
+            raise CheckpointError(
+                f"{checkpoint} belongs to another run ({'; '.join(differences)}); choose another --out, or delete that "
+                "file to start afresh in this folder"
+            )
+        return
+    text = json.dumps(identity, indent=2) + "\n"
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(record, write)
+
+
+def _stream(seed: int, purpose: str) -> int:
+    """A seed for one purpose: parameters, draws and exact samples must not share their random numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7])
+
+
+def _thin(history: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """A training curve short enough to travel in an attribute of the file; NaN is no JSON."""
+    step = max(1, -(-len(history.get("step", [])) // HISTORY_ROWS))
+    names = [name for name in ("step", "elbo", "ess") if name in history]
+    return {name: [value if value == value else None for value in history[name][::step]] for name in names}
+
+
+def _seconds(draws: WeightedSamples) -> float:
+    return float(draws.seconds) if isinstance(draws.seconds, int | float) else float("nan")
+
+
+def _notes(fitted: FitResult) -> list[str]:
+    notes = []
+    if fitted.stopped == "time":
+        notes.append(f"training stopped at its time limit after {fitted.steps} updates; more --minutes train longer")
+    if fitted.skipped:
+        notes.append(f"training skipped {fitted.skipped} of {fitted.steps} updates, whose gradients were not finite")
+    return notes
