@@ -52,7 +52,7 @@ docs: .venv/.installed-docs
 
 .PHONY: bench
 bench: .venv/.installed-run
-	.venv/bin/python -m benchmarks
+	.venv/bin/python -m pyro_boltzmann.experiments.bench
 
 .PHONY: tutorials
 tutorials: .venv/.installed-notebooks .venv/.installed-test

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from pyro_boltzmann.diagnostics import format_report, write_report
+from pyro_boltzmann.diagnostics import format_report
 from pyro_boltzmann.energies.catalogue import Target, catalogue
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 from pyro_boltzmann.experiments import EXPERIMENTS, load_experiment
@@ -34,8 +34,8 @@ examples:
 """
 SAMPLE_EXAMPLES = """\
 TARGET is a name listed by 'pyro-boltzmann targets', or module:function of your own, looked up in the current directory
-first: an energy (*batch, dim) -> (*batch) in torch with an attribute dim (or --dim), a BoltzmannModel, or a Pyro program
-without arguments.
+first: an energy (*batch, dim) -> (*batch) in torch with an attribute dim (or --dim), a BoltzmannModel, or a Pyro
+program without arguments.
 
 The same command continues a run that was stopped; a finished training is not repeated.
 
@@ -171,12 +171,11 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     if arguments.experiment is None or arguments.out is None:
         missing = "EXPERIMENT" if arguments.experiment is None else "--out DIR"
         arguments.parser.error(f"{missing} is required (or --list, for the names of the experiments)")
-    from pyro_boltzmann.experiments.sampling import REPORT, check_writable
+    from pyro_boltzmann.experiments.run_folder import check_writable
 
     experiment = load_experiment(arguments.experiment)
     out = check_writable(arguments.out)
     report = experiment.run(seed=arguments.seed, out=out, minutes=arguments.minutes, num_samples=arguments.num_samples)
-    write_report(report, out / REPORT)
     _show(report, out)
 
 
@@ -201,10 +200,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(FAILED, f"{self.prog}: error: {message}; see '{self.prog} --help'\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     from pyro_boltzmann import __version__
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--threads", type=_positive_int, metavar="T", help="CPU threads (default: torch's choice)")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     raw = argparse.RawDescriptionHelpFormatter

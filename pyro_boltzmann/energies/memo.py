@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyro_boltzmann.energies.annealed import AnnealedEnergy, combine
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
 from pyro_boltzmann.energies.held import HeldEnergy, bare
+from pyro_boltzmann.energies.rows import RowMask
 
 __all__ = ["EnergyMemo"]
 
@@ -51,18 +53,28 @@ class EnergyMemo:
             return None
         return combine([(c, entry[0]) for (c, _), entry in zip(components, found, strict=True) if entry is not None])
 
-    def where(self, mask: Tensor, other: EnergyMemo) -> EnergyMemo:
+    def where(self, mask: RowMask, other: EnergyMemo) -> EnergyMemo:
         """Rows of this memo where ``mask``, rows of ``other`` elsewhere; only what both know survives."""
         merged: dict[Hashable, Entry] = {}
         for key, (value, gradient) in self.entries.items():
             if key in other.entries:
                 old_value, old_gradient = other.entries[key]
-                both = gradient is not None and old_gradient is not None
-                merged[key] = (
-                    torch.where(mask, value, old_value),
-                    torch.where(mask.unsqueeze(-1), gradient, old_gradient) if both else None,  # type: ignore[arg-type]
-                )
+                both = None
+                if gradient is not None and old_gradient is not None:
+                    both = mask.select(gradient, old_gradient)
+                merged[key] = (mask.select(value, old_value), both)
         return EnergyMemo(merged)
+
+    def count_nonfinite(self) -> Tensor | None:
+        """How many rows have an energy that is not finite; ``None`` if no energy is known."""
+        bad: Tensor | None = None
+        for value, _ in self.entries.values():
+            value = value.detach()
+            if not value.is_cuda and not torch.jit.is_tracing() and math.isfinite(float(value.sum())):
+                bad = torch.zeros_like(value, dtype=torch.bool) if bad is None else bad
+            else:
+                bad = ~value.isfinite() if bad is None else bad | ~value.isfinite()
+        return None if bad is None else bad.sum()
 
     def rows(self, index: Tensor) -> EnergyMemo:
         """The memo of ``x[index]``, for a boolean mask or integer index over the (flat) batch."""
@@ -93,4 +105,6 @@ def _key(energy: Energy) -> Hashable:
 def _with_clean_gradient(energy: Energy, x: Tensor) -> Entry:
     """A force that is not finite is zero here, at both ends of a step alike, so that no path loses its weight to NaN."""
     value, gradient = energy_and_gradient(energy, x)
+    if not torch.is_grad_enabled() and not gradient.is_cuda and math.isfinite(float(gradient.sum())):
+        return value, gradient  # one sum is much cheaper than mending what needs no mending
     return value, gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,6 +1,7 @@
 """Published experiments, each a module that regenerates its table; imported only when asked for.
 
-Such a module has ``run(*, seed, out, minutes, num_samples=None) -> dict``, the report, and writes its files into ``out``.
+Such a module has ``run(*, seed, out, minutes, num_samples=None) -> dict``, which writes its files into ``out``
+and returns the report.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from pyro_boltzmann.diagnostics import WeightedSamples, build_report, from_netcd
 from pyro_boltzmann.energies.catalogue import Target, catalogue
 from pyro_boltzmann.energies.model_energy import ModelEnergy
 from pyro_boltzmann.exceptions import ReportError
+from pyro_boltzmann.experiments.run_folder import DRAWS, REPORT
 from pyro_boltzmann.experiments.run_metrics import draw_exact, failures_of, run_metrics
 from pyro_boltzmann.experiments.run_plots import SAMPLES_PICTURE, write_plots
-from pyro_boltzmann.experiments.sampling import DRAWS, REPORT
 
 __all__ = ["reread"]
 
@@ -40,9 +40,10 @@ def reread(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Path]]:
     ws = from_netcdf(file)
     described = ws.info.get("run") or {}
     stored = read_report(file.parent / REPORT) if (file.parent / REPORT).exists() else None
-    target = _target(described if stored is None else {**described, **stored})
+    facts = {**described, **(stored or {})}
+    target = _target(facts)
     z = _vectors(ws, target)
-    exact = None if target is None else draw_exact(target, ws.num_samples, int(described.get("seed", 0)))
+    exact = None if target is None else draw_exact(target, ws.num_samples, int(facts.get("seed", 0)))
     if stored is None:
         rows = run_metrics(ws, z, None if target is None else target.energy, target=target, exact=exact)
         stored = build_report(
@@ -73,7 +74,7 @@ def reread(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Path]]:
 
 
 def _target(described: dict[str, Any]) -> Target | None:
-    name = described.get("target")
+    name = str(described.get("target"))
     if name not in catalogue or catalogue[name].target_hash != described.get("target_hash"):
         return None
     return catalogue[name]
@@ -86,17 +87,14 @@ def _vectors(ws: WeightedSamples, target: Target | None) -> Tensor:
 
 
 def _compare(ws: WeightedSamples, stored: dict[str, Any], beside: Path) -> None:
-    rows = {name: row.value for name, row in weight_metrics(ws).items()}
+    rows = weight_metrics(ws)
     for name in ("log_z", "ess", "elbo"):
-        written, computed = (stored["metrics"].get(name) or {}).get("value"), rows[name]
-        if stored["num_samples"] == ws.num_samples and (written is None or computed is None):
+        written, computed = (stored["metrics"].get(name) or {}).get("value"), rows[name].value
+        same_size = stored["num_samples"] == ws.num_samples
+        if same_size and (written is None or computed is None):
             continue
-        if (
-            stored["num_samples"] != ws.num_samples
-            or computed is None
-            or not math.isclose(written, computed, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-        ):
+        if not same_size or not math.isclose(written or 0.0, computed or 0.0, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             raise ReportError(
-                f"{beside} was made of other draws ({stored['num_samples']} draws, {name} {written}) than the file beside "
-                f"it ({ws.num_samples} draws, {name} {computed}); delete it, or repeat the run"
+                f"{beside} was made of other draws ({stored['num_samples']} draws, {name} {written}) than those "
+                f"beside it ({ws.num_samples} draws, {name} {computed}); delete it, or repeat the run"
             )

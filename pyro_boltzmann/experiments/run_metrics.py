@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -26,11 +27,16 @@ from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
 from pyro_boltzmann.exceptions import EnergyError
 
-__all__ = ["ExactDraws", "draw_exact", "failures_of", "log_z_truth", "run_metrics"]
+__all__ = ["ExactDraws", "draw_exact", "failures_of", "log_z_truth", "run_metrics", "stream_seed"]
 
 BLOCK = 10_000
 FLOOR_REPEATS = 5
 GRADIENT_DRAWS = 20_000
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose: parameters, draws and exact samples of a run must not share their random numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7])
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,17 @@ class ExactDraws:
 
 @torch.no_grad()
 def draw_exact(target: Target | None, num_samples: int, seed: int) -> ExactDraws | None:
-    """Exact samples for comparison, enough for a distance with its floor; ``None`` where there is no exact sampler."""
+    """Exact samples for comparison, enough for a distance with its floor; ``None`` where there is no exact sampler.
+
+    :param num_samples: of the run.
+    :param seed: of the run.
+    """
     if target is None or not target.has_exact_sampler:
         return None
     number = (2 * FLOOR_REPEATS + 1) * min(num_samples, BLOCK)
-    z = target.sample(number, generator=torch.Generator().manual_seed(seed), dtype=torch.get_default_dtype())
+    z = target.sample(
+        number, generator=torch.Generator().manual_seed(stream_seed(seed, "exact")), dtype=torch.get_default_dtype()
+    )
     return ExactDraws(z, energy_value(target.energy, z))
 
 
@@ -76,7 +88,8 @@ def run_metrics(
     """
     rows = weight_metrics(ws, reverse_log_weights=reverse_log_weights, log_z=log_z_truth(target))
     if ws.energy is not None:
-        mean, error = ws.expectation(lambda *_: ws.energy)  # type: ignore[arg-type,return-value]
+        energies = ws.energy
+        mean, error = ws.expectation(lambda *_: energies)
         truth = None if target is None else _truth(target, target.mean_energy, target.mean_energy_error)
         rows["mean_energy"] = Metric(float(mean), float(error), truth=truth)
     if energy is not None:
@@ -99,8 +112,8 @@ def failures_of(rows: dict[str, Metric]) -> list[str]:
     if miss <= 4.5 * math.hypot(error, truth.std_error) + 1e-4:
         return []
     return [
-        f"log_z: {row.value:.4f} misses the {truth.quality} value {truth.value:.4f} by {miss:.2g}, more than 4.5 standard "
-        "errors: part of the target was not sampled"
+        f"log_z: {row.value:.4f} misses the {truth.quality} value {truth.value:.4f} by {miss:.2g}, more than 4.5 "
+        "standard errors: part of the target was not sampled"
     ]
 
 

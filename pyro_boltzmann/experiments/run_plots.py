@@ -29,7 +29,7 @@ from pyro_boltzmann.exceptions import OutputError
 __all__ = ["SAMPLES_PICTURE", "write_plots"]
 
 SAMPLES_PICTURE = "samples.png"
-KERNELS = 1500
+KERNELS = 1000
 """Draws from which the free energy of two coordinates is estimated."""
 
 

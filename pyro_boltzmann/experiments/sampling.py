@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +13,23 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics import WeightedSamples, build_report, write_report
-from pyro_boltzmann.diagnostics.atomic import write_atomically
 from pyro_boltzmann.energies.evaluation import count_evaluations
 from pyro_boltzmann.exceptions import (
     CheckpointError,
     EnergyError,
     NonFiniteEnergyError,
-    OutputError,
     PyroBoltzmannError,
     ShapeError,
 )
-from pyro_boltzmann.experiments.run_metrics import draw_exact, failures_of, run_metrics
+from pyro_boltzmann.experiments.run_folder import CHECKPOINT, DRAWS, REPORT, check_writable, checkpoints, claim
+from pyro_boltzmann.experiments.run_metrics import draw_exact, failures_of, run_metrics, stream_seed
 from pyro_boltzmann.experiments.run_plots import write_plots
 from pyro_boltzmann.experiments.targets import ResolvedTarget, resolve_target
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, importance_sample
 
-__all__ = ["CHECKPOINT", "DRAWS", "REPORT", "RUN", "UnknownSamplerError", "check_writable", "run"]
+__all__ = ["UnknownSamplerError", "run"]
 
-CHECKPOINT = "checkpoint.safetensors"
-DRAWS = "samples.nc"
-REPORT = "report.json"
-RUN = "run.json"
 HISTORY_ROWS = 400
 BATCH = 2**14
 
@@ -84,7 +76,7 @@ def run(
     architecture = _architecture(sampler)
     folder = check_writable(out)
     resolved = resolve_target(target, dim)
-    _claim(folder, {"target": target, "target_hash": resolved.target_hash, "sampler": sampler, "seed": seed})
+    claim(folder, {"target": target, "target_hash": resolved.target_hash, "sampler": sampler, "seed": seed})
     this = _Run(resolved, architecture, num_samples, seed, folder, progress, announce)
     this.build()
     fitted = this.train(minutes)
@@ -92,24 +84,6 @@ def run(
     draws, z = this.draw(num_samples, fitted)
     announce("diagnosing")
     return this.conclude(draws, z, fitted)
-
-
-def check_writable(out: str | os.PathLike[str]) -> Path:
-    """Make the folder if need be, and try to write in it, so that no hour of training ends in an error.
-
-    :raises OutputError: if that fails.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"cannot write into {folder}: {error.strerror or error}; choose with --out a folder that exists or can be "
-            "made, and is writable"
-        ) from error
-    return folder
 
 
 @dataclass
@@ -127,19 +101,14 @@ class _Run:
     def build(self) -> None:
         target, architecture = self.resolved.target, self.architecture
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(_stream(self.seed, "parameters"))
+            torch.manual_seed(stream_seed(self.seed, "parameters"))
             self.guide = AutoStochasticFlow(
-                self.resolved.model,
-                lambda energy, dim: architecture.blocks(energy, dim, target),
-                base_scale=architecture.base_scale(target),
+                self.resolved.model, lambda energy, dim: architecture.blocks(energy, dim, target)
             ).initialize()
 
     def train(self, minutes: float | None) -> FitResult:
-        checkpoint = self.folder / CHECKPOINT
-        resumed = checkpoint.exists()
-        self.announce(
-            f"{'continuing from' if resumed else 'training'} {checkpoint if resumed else self.architecture.name}"
-        )
+        resumes = bool(checkpoints(self.folder))
+        self.announce(f"{'continuing' if resumes else 'training'} {self.architecture.name} on {self.resolved.name}")
         try:
             fitted: FitResult = self.architecture.train(
                 self.resolved.model,
@@ -147,12 +116,12 @@ class _Run:
                 target=self.resolved.target,
                 seed=self.seed,
                 max_seconds=None if minutes is None else 60.0 * minutes,
-                checkpoint=checkpoint,
+                checkpoint=self.folder / CHECKPOINT,
                 progress=self.progress,
             )
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error} (on the command line: delete {checkpoint}, or choose another --out)"
+                f"{error} (on the command line: delete the checkpoints in {self.folder}, or choose another --out)"
             ) from error
         except EnergyError as error:
             self._rescue(error)
@@ -160,6 +129,9 @@ class _Run:
 
     def _rescue(self, error: EnergyError) -> None:
         """Save draws of the sampler as it stands: they show where the energy is not finite."""
+        for checkpoint in checkpoints(self.folder):
+            # Kept, but out of the way of a run with the mended energy.
+            checkpoint.replace(checkpoint.with_name(f"{checkpoint.name}.failed"))
         try:
             self.draw(self.num_samples, None)
         except NonFiniteEnergyError as unusable:
@@ -175,7 +147,7 @@ class _Run:
 
     def draw(self, num_samples: int, fitted: FitResult | None) -> tuple[WeightedSamples, Tensor]:
         path = self.folder / DRAWS
-        seed = _stream(self.seed, "draws")
+        seed = stream_seed(self.seed, "draws")
         try:
             draws = importance_sample(
                 self.resolved.model, self.guide, num_samples=num_samples, seed=seed, progress=self.progress
@@ -210,7 +182,7 @@ class _Run:
     def conclude(self, draws: WeightedSamples, z: Tensor, fitted: FitResult) -> dict[str, Any]:
         target, energy = self.resolved.target, self.guide.energy
         with count_evaluations() as count:
-            exact = draw_exact(target, self.num_samples, _stream(self.seed, "exact"))
+            exact = draw_exact(target, self.num_samples, self.seed)
             rows = run_metrics(
                 draws,
                 z,
@@ -226,7 +198,6 @@ class _Run:
             seed=self.seed,
             num_samples=self.num_samples,
             metrics=rows,
-            models={self.architecture.name: rows},
             energy_evaluations={
                 "train": fitted.evaluations.to_dict(),
                 "sample": draws.evaluations["sample"],
@@ -247,7 +218,7 @@ class _Run:
     @torch.no_grad()
     def _backwards(self, z: Tensor) -> Tensor:
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(_stream(self.seed, "backwards"))
+            torch.manual_seed(stream_seed(self.seed, "backwards"))
             return torch.cat([self.guide.reverse_paths(part).log_weight for part in z.split(BATCH)])
 
 
@@ -256,36 +227,6 @@ def _architecture(sampler: str) -> Any:
     if sampler not in architectures:
         raise UnknownSamplerError(f"no sampler is named {sampler!r}; known names: {', '.join(architectures)}")
     return architectures[sampler]
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Write down which run the folder belongs to, unless it holds the checkpoint of another one."""
-    record, checkpoint = folder / RUN, folder / CHECKPOINT
-    if checkpoint.exists():
-        try:
-            owner = json.loads(record.read_text(encoding="utf-8"))
-            differences = [
-                f"{key} {owner.get(key)!r}, now {value!r}" for key, value in identity.items() if owner.get(key) != value
-            ]
-        except (OSError, ValueError, AttributeError):
-            differences = [f"an unknown run, because {RUN} beside it is missing or unreadable"]
-        if differences:
-            raise CheckpointError(
-                f"{checkpoint} belongs to another run ({'; '.join(differences)}); choose another --out, or delete that "
-                "file to start afresh in this folder"
-            )
-        return
-    text = json.dumps(identity, indent=2) + "\n"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(record, write)
-
-
-def _stream(seed: int, purpose: str) -> int:
-    """A seed for one purpose: parameters, draws and exact samples must not share their random numbers."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7])
 
 
 def _thin(history: dict[str, list[float]]) -> dict[str, list[float | None]]:
@@ -305,4 +246,6 @@ def _notes(fitted: FitResult) -> list[str]:
         notes.append(f"training stopped at its time limit after {fitted.steps} updates; more --minutes train longer")
     if fitted.skipped:
         notes.append(f"training skipped {fitted.skipped} of {fitted.steps} updates, whose gradients were not finite")
+    if fitted.nonfinite:
+        notes.append(f"training met {fitted.nonfinite} end states whose energy was NaN or -inf, and left them out")
     return notes

@@ -23,6 +23,7 @@ from pyro_boltzmann.guides.base import PathBase
 from pyro_boltzmann.guides.bound_energy import BoundEnergy
 from pyro_boltzmann.stochastic.info import BlockInfo
 from pyro_boltzmann.stochastic.path import Observer, PathTransform
+from pyro_boltzmann.transforms.ladj import default_dtype
 
 __all__ = ["AutoStochasticFlow", "WeightedPath"]
 
@@ -103,7 +104,7 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         loc, scale, dtype = self._base
         dtype = torch.get_default_dtype() if dtype is None else dtype
         del self.path
-        with _default_dtype(dtype):
+        with default_dtype(dtype):
             self.path = PathTransform(self._init_blocks_fn(self.energy, latent_dim), latent_dim).to(dtype)
         self.register_buffer("base_loc", _row(loc, latent_dim, dtype))
         self.register_buffer("base_scale", _row(scale, latent_dim, dtype))
@@ -229,20 +230,6 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         source = energy.model if isinstance(energy.model, BoltzmannModel) else energy.current
         sites: dict[str, Tensor] = source.constrain(z)
         return sites
-
-
-class _default_dtype:
-    """Build modules of blocks in the asked precision without touching the caller's default."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def __enter__(self) -> None:
-        self.previous = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *exc: object) -> None:
-        torch.set_default_dtype(self.previous)
 
 
 def _row(value: float | Tensor, dim: int, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pyro_boltzmann.exceptions import CheckpointError, OutputError
+from pyro_boltzmann.diagnostics.atomic import write_atomically
+from pyro_boltzmann.exceptions import CheckpointError
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "pack_optimizer", "save_checkpoint", "unpack_optimizer"]
 
 FORMAT = "pyro_boltzmann checkpoint 1"
 
@@ -32,24 +32,17 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
     >>> load_checkpoint(file)
     ({'a': tensor([1., 1.])}, {'step': 3})
     """
-    path = Path(path)
     # Copies: safetensors refuses tensors that share memory, as tied parameters do.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     payload = save(plain, metadata={"format": FORMAT, "run": json.dumps(dict(metadata))})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write the checkpoint {path}: {error.strerror or error}; choose another place") from error
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the name of the new file with nothing in it
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,7 +52,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}")
+        raise CheckpointError(f"there is no checkpoint file at {path}; name an existing one, or train without resuming")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -71,36 +64,43 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return tensors, json.loads(metadata["run"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(
             f"{path} is truncated or not a checkpoint ({error}); delete it to start afresh, or restore a good copy"
         ) from error
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into tensors and JSON."""
+    """Split an optimiser's state into tensors, named ``optimizer....``, and JSON."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
+    scalars: list[tuple[int, str, Any]] = []
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
+                tensors[f"optimizer.state.{index}.{name}"] = value
             else:
-                scalars[f"{index}.{name}"] = value
-    groups = [{k: v for k, v in group.items() if not isinstance(v, Tensor)} for group in state["param_groups"]]
+                scalars.append((index, name, value))
+    groups = []
+    for index, group in enumerate(state["param_groups"]):
+        tensors |= {f"optimizer.group.{index}.{k}": v for k, v in group.items() if isinstance(v, Tensor)}
+        groups.append({k: v for k, v in group.items() if not isinstance(v, Tensor)})
     return tensors, {"scalars": scalars, "groups": groups}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], described: Any) -> None:
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], described: Mapping[str, Any]
+) -> None:
     """Load what :func:`pack_optimizer` split."""
     state: dict[int, dict[str, Any]] = {}
+    groups = [dict(group) for group in described["groups"]]
     for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, entry = name.split(".", 2)
+        if not name.startswith("optimizer."):
+            continue
+        _, kind, index, entry = name.split(".", 3)
+        if kind == "group":
+            groups[int(index)][entry] = value
+        else:
             state.setdefault(int(index), {})[entry] = value
-    for name, value in described["scalars"].items():
-        index, entry = name.split(".", 1)
-        state.setdefault(int(index), {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
+    for index, entry, value in described["scalars"]:
+        state.setdefault(index, {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -15,8 +15,8 @@ __all__ = ["deferred_interrupt"]
 def deferred_interrupt() -> Iterator[None]:
     """Let the block run to its end before Ctrl-C takes effect; a second Ctrl-C takes effect at once.
 
-    An error that leaves the block takes precedence over a waiting interrupt. Outside the main thread, and in programs that
-    handle SIGINT in a way of their own, nothing changes.
+    An error that leaves the block takes precedence over a waiting interrupt. Outside the main thread, and in programs
+    that handle SIGINT in a way of their own, nothing changes.
 
     :raises KeyboardInterrupt: at the end of the block, if Ctrl-C was pressed inside it.
 

@@ -20,7 +20,8 @@ class Phase:
     :param num_steps: updates.
     :param reverse_kl: weight of the energy-based objective.
     :param forward_kl: weight of maximum likelihood on ``data``.
-    :raises ValueError: unless ``num_steps`` is a positive integer and the weights are finite, non-negative, not both zero.
+    :raises ValueError: unless ``num_steps`` is a positive integer and the weights are finite, non-negative, not both
+        zero.
 
     The published recipe is ``[Phase(300, reverse_kl=0, forward_kl=1), Phase(300, reverse_kl=0.5, forward_kl=0.5)]``.
 
@@ -42,7 +43,9 @@ class Phase:
             )
 
 
-def plan_phases(objective: str | Sequence[Phase] | ELBO, num_steps: int | None) -> tuple[tuple[Phase, ...], ELBO | None]:
+def plan_phases(
+    objective: str | Sequence[Phase] | ELBO, num_steps: int | None
+) -> tuple[tuple[Phase, ...], ELBO | None]:
     """The phases of a run, and the ELBO that takes the place of their objectives, if one was given.
 
     :raises ValueError: if the objective is none, or the number of steps is given twice or is not positive.
@@ -52,23 +55,16 @@ def plan_phases(objective: str | Sequence[Phase] | ELBO, num_steps: int | None) 
         raise ValueError(f"num_steps must be a positive integer, got {num_steps!r}")
     if isinstance(objective, ELBO):
         return (Phase(steps),), objective
-    if isinstance(objective, str):
-        weights = {"reverse_kl": (1.0, 0.0), "forward_kl": (0.0, 1.0)}.get(objective)
-        if weights is None:
-            raise ValueError(
-                'objective must be "reverse_kl", "forward_kl", a list of Phase or an instance of a Pyro ELBO, '
-                f"got {objective!r}"
-            )
-        return (Phase(steps, *weights),), None
-    phases = tuple(objective) if isinstance(objective, Sequence) else ()
+    named = {"reverse_kl": (1.0, 0.0), "forward_kl": (0.0, 1.0)}
+    if isinstance(objective, str) and objective in named:
+        return (Phase(steps, *named[objective]),), None
+    phases: tuple[Phase, ...] = tuple(objective) if isinstance(objective, list | tuple) else ()
     if not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise ValueError(
-            'objective must be "reverse_kl", "forward_kl", a non-empty list of Phase(num_steps, reverse_kl, forward_kl) '
-            f"or an instance of a Pyro ELBO, got {objective!r}"
+            'objective must be "reverse_kl", "forward_kl", a non-empty list of Phase(num_steps, reverse_kl, '
+            f"forward_kl) or an instance of a Pyro ELBO, got {objective!r}"
         )
-    if num_steps is not None and num_steps != sum(phase.num_steps for phase in phases):
-        raise ValueError(
-            f"num_steps={num_steps} contradicts the phases, which have {sum(phase.num_steps for phase in phases)} steps "
-            "together; leave num_steps out"
-        )
+    total = sum(phase.num_steps for phase in phases)
+    if num_steps not in (None, total):
+        raise ValueError(f"num_steps={num_steps} contradicts the phases, which have {total} together; leave it out")
     return phases, None

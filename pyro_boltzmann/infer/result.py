@@ -13,8 +13,8 @@ __all__ = ["FitResult"]
 class FitResult:
     """What a training run did.
 
-    :ivar history: lists of equal length: ``step``, ``loss``, ``elbo``, ``ess`` (of the batch, a fraction), ``grad_norm``,
-        ``evaluations`` (values + gradients so far), ``seconds``. NaN where a step has no such number.
+    :ivar history: lists of equal length: ``step``, ``loss``, ``elbo``, ``ess`` (of the batch, a fraction),
+        ``grad_norm``, ``evaluations`` (values + gradients so far), ``seconds``. NaN where a step has no such number.
     :ivar steps: updates made.
     :ivar evaluations: energy evaluations spent, all of them.
     :ivar seconds: wall time, summed over resumed runs; ``cpu_seconds`` likewise.

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pyro_boltzmann.energies.annealed import AnnealedEnergy
+from pyro_boltzmann.energies.columns import by_columns
 from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.stochastic.info import BlockInfo, StepInfo
@@ -94,7 +95,7 @@ class StochasticBlock(FusedTransform):
 
     def stream_step(
         self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int, *, inverse: bool = False
-    ) -> tuple[Tensor, Tensor, EnergyMemo, StepInfo]:
+    ) -> tuple[Tensor, Tensor | float, EnergyMemo, StepInfo]:
         r"""One step whose outgoing noise is not needed: ``(x', S, memo', info)`` with S of the map applied.
 
         Override it where S has a shorter form than the noise itself.
@@ -143,6 +144,7 @@ class StochasticBlock(FusedTransform):
         forward path, so that it enters the weight the same way.
         """
         memo = EnergyMemo() if memo is None else memo
+        x = by_columns(x)
         log_ratio = x.new_zeros(x.shape[:-1])
         order = range(self.num_repeats)
         infos = []
@@ -154,10 +156,12 @@ class StochasticBlock(FusedTransform):
         return StreamResult(x, -log_ratio if inverse else log_ratio, memo, BlockInfo.gather(infos))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_width(x)
         result = self.run(x[..., : self.dim], x[..., self.dim :])
         return torch.cat([result.x, result.noise], -1), result.ladj
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_width(y)
         result = self.run(y[..., : self.dim], y[..., self.dim :], inverse=True)
         return torch.cat([result.x, result.noise], -1), result.ladj
 
@@ -182,6 +186,11 @@ class StochasticBlock(FusedTransform):
             self.register_parameter(f"log_{name}", nn.Parameter(tensor.log()))
         else:
             self.register_buffer(f"log_{name}", tensor.log())
+
+    def _number(self, name: str, index: int, x: Tensor) -> float | Tensor:
+        """A positive number as a float where nothing can be learned from it and reading it costs no synchronisation."""
+        value = self._positive(name, index)
+        return value if torch.is_grad_enabled() or value.is_cuda else float(value)
 
     def _positive(self, name: str, index: int) -> Tensor:
         log_value: Tensor = getattr(self, f"log_{name}")

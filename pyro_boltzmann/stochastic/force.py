@@ -9,7 +9,7 @@ from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.energies.annealed import AnnealedEnergy
 from pyro_boltzmann.energies.memo import EnergyMemo
 
-__all__ = ["bounded_gradient", "count_nonfinite"]
+__all__ = ["bounded_gradient", "shift"]
 
 
 def bounded_gradient(
@@ -26,6 +26,6 @@ def bounded_gradient(
     return gradient * (max_force / norm)
 
 
-def count_nonfinite(value: Tensor | None) -> Tensor | None:
-    """How many entries are not finite, as a tensor on its own device."""
-    return None if value is None else value.numel() - value.detach().isfinite().sum()
+def shift(x: Tensor, scale: float | Tensor, direction: Tensor) -> Tensor:
+    """``x + scale * direction``, in one pass where the scale is a number."""
+    return torch.add(x, direction, alpha=scale) if isinstance(scale, float) else x + scale * direction

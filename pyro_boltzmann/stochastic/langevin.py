@@ -9,7 +9,7 @@ from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.held import hold
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock
-from pyro_boltzmann.stochastic.force import bounded_gradient, count_nonfinite
+from pyro_boltzmann.stochastic.force import bounded_gradient, shift
 from pyro_boltzmann.stochastic.info import StepInfo
 from pyro_boltzmann.stochastic.noise import NoisePart, Parts
 
@@ -39,7 +39,7 @@ class LangevinTransform(StochasticBlock):
 
     >>> import torch
     >>> block = LangevinTransform(lambda x: 0.5 * x.square().sum(-1), 1, step_size=0.5)
-    >>> block(torch.tensor([[1.0, 0.0]]))  # y = x - x / 2
+    >>> block(torch.tensor([[1.0, 0.0]])).detach()  # y = x - x / 2
     tensor([[0.5000, 0.7500]])
     """
 
@@ -67,12 +67,12 @@ class LangevinTransform(StochasticBlock):
 
     def _move(self, x: Tensor, xi: Tensor, memo: EnergyMemo, index: int) -> tuple[Tensor, Tensor, EnergyMemo, StepInfo]:
         r"""``(y, v, memo at y, info)`` with :math:`v = \sqrt{\epsilon/2} (\nabla u(x) + \nabla u(y)) = \xi + \xi'`."""
-        step_size = self._positive("step_size", index)
+        step_size = self._number("step_size", index, x)
         gradient = bounded_gradient(self.energy, x, memo, self.max_force)
-        y = x - step_size * gradient + (2 * step_size).sqrt() * xi
+        y = shift(shift(x, -step_size, gradient), (2 * step_size) ** 0.5, xi)
         after = EnergyMemo()
-        v = (step_size / 2).sqrt() * (gradient + bounded_gradient(self.energy, y, after, self.max_force))
-        info = StepInfo(nonfinite=count_nonfinite(after.known_value(self.energy)), total=x[..., 0].numel())
+        v = (step_size / 2) ** 0.5 * (gradient + bounded_gradient(self.energy, y, after, self.max_force))
+        info = StepInfo(nonfinite=after.count_nonfinite(), total=x[..., 0].numel())
         return y, v, after, info
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
@@ -81,9 +81,9 @@ class LangevinTransform(StochasticBlock):
 
     def stream_step(
         self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int, *, inverse: bool = False
-    ) -> tuple[Tensor, Tensor, EnergyMemo, StepInfo]:
+    ) -> tuple[Tensor, Tensor | float, EnergyMemo, StepInfo]:
         y, v, after, info = self._move(x, noise[0], memo, index)
-        return y, torch.linalg.vecdot(v, noise[0] - 0.5 * v), after, info  # (|xi|^2 - |v - xi|^2) / 2
+        return y, (v * shift(noise[0], -0.5, v)).sum(-1), after, info  # (|xi|^2 - |v - xi|^2) / 2
 
 
 def langevin(energy: Energy, dim: int, step_size: float = 0.01, num_steps: int = 1) -> LangevinTransform:

@@ -9,7 +9,7 @@ from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.held import hold
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock
-from pyro_boltzmann.stochastic.force import bounded_gradient, count_nonfinite
+from pyro_boltzmann.stochastic.force import bounded_gradient
 from pyro_boltzmann.stochastic.info import StepInfo
 from pyro_boltzmann.stochastic.noise import NoisePart, Parts
 
@@ -82,7 +82,7 @@ class LeapfrogTransform(StochasticBlock):
             memo = EnergyMemo()
             gradient = bounded_gradient(self.energy, x, memo, self.max_force)
             n = n - (h if remaining else 0.5 * h) * gradient
-        info = StepInfo(nonfinite=count_nonfinite(memo.known_value(self.energy)), total=x[..., 0].numel())
+        info = StepInfo(nonfinite=memo.count_nonfinite(), total=x[..., 0].numel())
         return StepResult(x, (-n,), 0.0, memo, info)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
+from pyro_boltzmann.energies.columns import by_columns
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.held import hold
 from pyro_boltzmann.energies.memo import EnergyMemo
+from pyro_boltzmann.energies.rows import RowMask
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock, StreamResult
 from pyro_boltzmann.stochastic.info import BlockInfo, StepInfo
 from pyro_boltzmann.stochastic.noise import NoisePart, Parts, sample_part
@@ -95,12 +98,13 @@ class MetropolisAdjusted(StochasticBlock):
             return self._step_on_rows(finite, x, noise, memo, index)
         accept = finite & (threshold[..., 0] > delta)
         mask = accept.unsqueeze(-1)
-        after = proposed.memo.where(accept, memo)
-        outgoing = tuple(torch.where(mask, new, old) for new, old in zip(proposed.noise, inner, strict=True))
+        rows = RowMask(accept)
+        after = proposed.memo.where(rows, memo)
+        outgoing = tuple(rows.select(new, old) for new, old in zip(proposed.noise, inner, strict=True))
         threshold = torch.where(mask, threshold - delta.unsqueeze(-1), threshold)
         ladj = torch.where(accept, proposed.ladj, torch.zeros_like(energy_x))
         info = self._info(accept, delta, finite)
-        return StepResult(torch.where(mask, proposed.x, x), (*outgoing, threshold), ladj, after, info)
+        return StepResult(rows.select(proposed.x, x), (*outgoing, threshold), ladj, after, info)
 
     def _step_on_rows(self, rows: Tensor, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
         """The step with rejected non-finite rows kept out of the graph, where they would send NaN gradients upstream."""
@@ -125,27 +129,33 @@ class MetropolisAdjusted(StochasticBlock):
         if torch.is_grad_enabled():
             return super().stream(x, memo, generator, inverse=inverse)
         memo = EnergyMemo() if memo is None else memo
+        x = by_columns(x)
         start = current = memo.value(self.energy, x)
         infos = []
         for index in reversed(range(self.num_repeats)) if inverse else range(self.num_repeats):
-            noise = tuple(sample_part(part, x.shape[:-1], x, generator) for part in self.step_noise)
-            y, log_ratio, proposed, _ = self.proposal.stream_step(x, noise[:-1], memo, index, inverse=inverse)
-            energy_y = proposed.value(self.energy, y)
-            delta = energy_y - current - log_ratio
-            finite = delta.isfinite()
-            accept = (noise[-1].squeeze(-1) > delta).logical_and_(finite)
-            x = torch.where(accept.unsqueeze(-1), y, x)
-            memo = proposed.where(accept, memo)
+            noise = tuple(sample_part(part, x.shape[:-1], x, generator) for part in self.proposal.step_noise)
+            y, log_ratio, proposed, _ = self.proposal.stream_step(x, noise, memo, index, inverse=inverse)
+            delta = proposed.value(self.energy, y) - current
+            if isinstance(log_ratio, Tensor):
+                delta -= log_ratio
+            # The threshold is -log U of a uniform U; unlike stored noise it need not be finite.
+            uniform = torch.rand(delta.shape, dtype=delta.dtype, device=delta.device, generator=generator)
+            accept = uniform.log_().add_(delta) < 0
+            finite = None if _all_finite(delta) else delta.isfinite()
+            if finite is not None:
+                accept = accept.logical_and_(finite)
+            rows = RowMask(accept)
+            x, memo = rows.select(y, x), proposed.where(rows, memo)
             current = memo.value(self.energy, x)
             infos.append(self._info(accept, delta, finite))
         # Rows that started outside the support never moved: their contribution is 0, not inf - inf.
         change = torch.where(start.isfinite(), current - start, 0.0)
         return StreamResult(x, -change if inverse else change, memo, BlockInfo.gather(infos))
 
-    def _info(self, accept: Tensor, delta: Tensor, finite: Tensor) -> StepInfo:
+    def _info(self, accept: Tensor, delta: Tensor, finite: Tensor | None) -> StepInfo:
         total = accept.numel()
         log_branch = None
-        if self.gradient == "score" and torch.is_grad_enabled():
+        if self.gradient == "score" and torch.is_grad_enabled() and finite is not None:
             one = torch.ones_like(delta)
             rejected = torch.where(accept | ~finite, one, delta)
             taken = torch.where(accept & finite, delta, one)
@@ -154,7 +164,7 @@ class MetropolisAdjusted(StochasticBlock):
         return StepInfo(
             accepted=accept.sum(),
             divergences=(delta > DIVERGENCE).sum() if hasattr(self.proposal, "energy") else None,
-            nonfinite=total - finite.sum(),
+            nonfinite=torch.zeros((), dtype=torch.long, device=delta.device) if finite is None else total - finite.sum(),
             total=total,
             log_branch=log_branch,
         )
@@ -174,6 +184,11 @@ class MetropolisAdjusted(StochasticBlock):
 
 def _finite_ends(energy_x: Tensor, energy_y: Tensor, delta: Tensor) -> Tensor:
     return (energy_x.isfinite() & energy_y.isfinite() & delta.isfinite()).detach()
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Cheap and safe: a finite sum has finite terms. On a GPU the answer would cost a synchronisation, so it is no."""
+    return not values.is_cuda and math.isfinite(float(values.sum()))
 
 
 def _put(full: Tensor, rows: Tensor, values: Tensor) -> Tensor:

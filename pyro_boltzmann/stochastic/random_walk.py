@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock
+from pyro_boltzmann.stochastic.force import shift
 from pyro_boltzmann.stochastic.info import StepInfo
 from pyro_boltzmann.stochastic.noise import NoisePart, Parts
 
@@ -46,13 +47,13 @@ class RandomWalkTransform(StochasticBlock):
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
         (xi,) = noise
-        return StepResult(x + self._positive("scale", index) * xi, (-xi,), 0.0, EnergyMemo())
+        return StepResult(shift(x, self._number("scale", index, x), xi), (-xi,), 0.0, EnergyMemo())
 
     def stream_step(
         self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int, *, inverse: bool = False
-    ) -> tuple[Tensor, Tensor, EnergyMemo, StepInfo]:
-        y = x + self._positive("scale", index) * noise[0]
-        return y, x.new_zeros(()), EnergyMemo(), StepInfo()
+    ) -> tuple[Tensor, Tensor | float, EnergyMemo, StepInfo]:
+        y = shift(x, self._number("scale", index, x), noise[0])
+        return y, 0.0, EnergyMemo(), StepInfo()
 
 
 def random_walk(dim: int, scale: float = 0.1, num_steps: int = 1) -> RandomWalkTransform:

@@ -9,7 +9,7 @@ from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.held import hold
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock
-from pyro_boltzmann.stochastic.force import bounded_gradient, count_nonfinite
+from pyro_boltzmann.stochastic.force import bounded_gradient
 from pyro_boltzmann.stochastic.info import StepInfo
 from pyro_boltzmann.stochastic.leapfrog import _sqrt_mass
 from pyro_boltzmann.stochastic.noise import NoisePart, Parts
@@ -110,7 +110,7 @@ class UnderdampedLangevinTransform(StochasticBlock):
                 old = xi[len(outgoing)]
                 v, back = c * v + s * old, c * old - s * v
                 outgoing.append(back)
-        info = StepInfo(nonfinite=count_nonfinite(memo.known_value(self.energy)), total=x[..., 0].numel())
+        info = StepInfo(nonfinite=memo.count_nonfinite(), total=x[..., 0].numel())
         return StepResult(x, (-v, torch.cat(outgoing[::-1], -1)), 0.0, memo, info)
 
 

@@ -18,8 +18,8 @@ __all__ = ["as_transform", "call_and_ladj", "clear_cache", "inverse_and_ladj"]
 def call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     r"""``(y, log|det dy/dx|)`` of any transform on vectors; shapes ``(*batch, dim)`` and ``(*batch)``.
 
-    A foreign transform's own cache serves its log-determinant and is then emptied: a kept graph would break ``deepcopy``
-    and a kept value would go stale after an optimiser step.
+    A foreign transform's own cache serves its log-determinant and is then emptied: a kept graph would break
+    ``deepcopy`` and a kept value would go stale after an optimiser step.
 
     >>> import pyro.distributions.transforms as T
     >>> y, ladj = call_and_ladj(T.AffineTransform(0.0, 2.0), torch.ones(3, 2))
@@ -38,12 +38,13 @@ def call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, total
     if isinstance(transform, _InverseTransform):
         return inverse_and_ladj(transform.inv, x)
-    if hasattr(transform, "call_and_ladj"):  # zuko
+    if _has_own_fused_call(transform):
         y, ladj = transform.call_and_ladj(x)
         return y, _over_batch(ladj, x)
     clear_cache(transform)
-    y = transform(x)
-    ladj = _over_batch(transform.log_abs_det_jacobian(x, y), x)
+    with default_dtype(x.dtype):
+        y = transform(x)
+        ladj = _over_batch(transform.log_abs_det_jacobian(x, y), x)
     clear_cache(transform)
     return y, ladj
 
@@ -63,10 +64,31 @@ def inverse_and_ladj(transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(transform, _InverseTransform):
         return call_and_ladj(transform.inv, y)
     clear_cache(transform)
-    x = transform.inv(y)
-    ladj = -_over_batch(transform.log_abs_det_jacobian(x, y), y)
+    with default_dtype(y.dtype):  # Pyro's autoregressive flows start their inversion from zeros of the default dtype
+        x = transform.inv(y)
+        ladj = -_over_batch(transform.log_abs_det_jacobian(x, y), y)
     clear_cache(transform)
     return x, ladj
+
+
+class default_dtype:
+    """Within the block, build modules and tensors in this precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __enter__(self) -> None:
+        self.previous = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *exc: object) -> None:
+        torch.set_default_dtype(self.previous)
+
+
+def _has_own_fused_call(transform: Transform) -> bool:
+    """Whether this is one of zuko's transforms: importing zuko gives *every* torch transform a ``call_and_ladj``."""
+    method = getattr(type(transform), "call_and_ladj", None)
+    return method is not None and method is not getattr(Transform, "call_and_ladj", None)
 
 
 def _over_batch(ladj: Tensor, x: Tensor) -> Tensor:

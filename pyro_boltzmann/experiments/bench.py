@@ -1,0 +1,199 @@
+"""``make bench``: what stochastic steps cost, beside the energies and random numbers they cannot do without.
+
+Prints CPU seconds on one thread, side by side in one run: the minimum and the median over repeats, and their ratios. Run
+it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_boltzmann.energies import BoltzmannModel, energy_and_gradient
+from pyro_boltzmann.energies.catalogue import catalogue
+from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.infer import importance_sample
+from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, RandomWalkTransform
+
+__all__ = ["main"]
+
+NUM_SAMPLES = 100_000
+NUM_STEPS = 80
+REPEATS = 7
+SCALE, STEP_SIZE = 0.25, 0.01
+TARGET = catalogue["double_well"]
+
+Energy = Callable[[Tensor], Tensor]
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    print(f"double well, N = {NUM_SAMPLES:,}, {NUM_STEPS} steps, one thread, float32, no gradients with respect to parameters")
+    print(f"CPU seconds, minimum (median) of {REPEATS} interleaved repeats; torch {torch.__version__}\n")
+    _table("Metropolis random walk", _metropolis, _bare_values, _noise_metropolis, _published_metropolis, limit=0.6)
+    _table("overdamped Langevin", _langevin, _bare_forces, _noise_langevin, _published_langevin, limit=0.5)
+
+
+def _table(
+    title: str,
+    ours: Callable[[], object],
+    bare: Callable[[], object],
+    noise: Callable[[], object],
+    published: Callable[[Energy], object],
+    *,
+    limit: float,
+) -> None:
+    theirs = "bgflow" if importlib.util.find_spec("bgflow") else "published loop"
+    rows = {
+        "ours, with weights": ours,
+        "bare energy or force calls": bare,
+        "random numbers": noise,
+        f"{theirs}, same energy": lambda: published(TARGET.energy),
+        f"{theirs}, its own energy": lambda: published(_published_double_well),
+    }
+    times = _measure(rows)
+    least = {name: min(values) for name, values in times.items()}
+    print(title)
+    for name, values in times.items():
+        print(f"  {name:<32} {min(values):7.3f}  ({statistics.median(values):.3f})")
+    needed = least["bare energy or force calls"] + least["random numbers"]
+    mine = least["ours, with weights"]
+    print(f"  ratio to energy + random numbers {mine / needed:7.2f}  (asked: at most 2)")
+    for name in list(rows)[3:]:
+        print(f"  ratio to {name:<23} {mine / least[name]:7.2f}  (asked: at most {limit})")
+    print(flush=True)
+
+
+def _measure(rows: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    with torch.no_grad():
+        for call in rows.values():
+            call()
+        for _ in range(REPEATS):  # interleaved, so that a change of the machine's pace hits all rows alike
+            for name, call in rows.items():
+                start = time.process_time()
+                call()
+                times[name].append(time.process_time() - start)
+    return times
+
+
+# Ours ------------------------------------------------------------------------------------------------------------
+
+
+def _sample(guide: AutoStochasticFlow, model: BoltzmannModel) -> None:
+    importance_sample(model, guide, num_samples=NUM_SAMPLES)
+
+
+def _metropolis() -> None:
+    model = TARGET.model()
+    walk = RandomWalkTransform(2, SCALE, num_steps=NUM_STEPS)
+    _sample(AutoStochasticFlow(model, lambda energy, dim: [MetropolisAdjusted(walk, energy)]), model)
+
+
+def _langevin() -> None:
+    model = TARGET.model()
+    _sample(AutoStochasticFlow(model, lambda e, dim: [LangevinTransform(e, dim, STEP_SIZE, num_steps=NUM_STEPS)]), model)
+
+
+# What no implementation can do without ----------------------------------------------------------------------------
+
+
+def _bare_values() -> None:
+    x = torch.randn(NUM_SAMPLES, 2)
+    for _ in range(NUM_STEPS + 1):
+        TARGET.energy(x)
+
+
+def _bare_forces() -> None:
+    x = torch.randn(NUM_SAMPLES, 2)
+    for _ in range(NUM_STEPS + 1):
+        energy_and_gradient(TARGET.energy, x)
+
+
+def _noise_metropolis() -> None:
+    for _ in range(NUM_STEPS):
+        torch.randn(NUM_SAMPLES, 2)
+        torch.rand(NUM_SAMPLES).neg_().add_(1.0).log_().neg_()  # Exp(1), quicker than exponential_()
+
+
+def _noise_langevin() -> None:
+    for _ in range(NUM_STEPS):
+        torch.randn(NUM_SAMPLES, 2)
+
+
+# The published loops ----------------------------------------------------------------------------------------------
+# bgflow is on no package index. Where it is not installed, these loops repeat, step by step, the operations of its two
+# blocks as read in its repository: one energy a Metropolis step with an arithmetic accept, two forces a Langevin step with
+# a graph for second derivatives. With bgflow installed its own blocks are timed instead.
+
+
+def _published_double_well(x: Tensor) -> Tensor:
+    first, rest = x[..., [0]], x[..., 1:]
+    well = -0.5 * first + -6.0 * first.pow(2) + 1.0 * first.pow(4)
+    return (well + 0.5 * rest.pow(2).sum(dim=-1, keepdim=True))[..., 0]
+
+
+def _installed(name: str, energy: Energy) -> Callable[[Tensor], object] | None:
+    if importlib.util.find_spec("bgflow") is None:
+        return None
+    bgflow = __import__("bgflow")
+    stochastic = __import__("bgflow.nn.flow.stochastic", fromlist=[name])
+
+    class _Wrapped(bgflow.Energy):  # type: ignore[name-defined, misc]
+        def _energy(self, x: Tensor) -> Tensor:
+            return energy(x).unsqueeze(-1)
+
+    size = SCALE if name == "MetropolisMCFlow" else STEP_SIZE
+    block: Callable[[Tensor], object] = getattr(stochastic, name)(_Wrapped(2), nsteps=NUM_STEPS, stepsize=size)
+    return block
+
+
+def _published_metropolis(energy: Energy) -> None:
+    x = torch.randn(NUM_SAMPLES, 2)
+    block = _installed("MetropolisMCFlow", energy)
+    if block is not None:
+        block(x)
+        return
+    current = start = energy(x).unsqueeze(-1)
+    for _ in range(NUM_STEPS):
+        proposal = x + SCALE * torch.zeros_like(x).normal_()
+        proposed = energy(proposal).unsqueeze(-1)
+        accept = (torch.rand(len(x), 1) < torch.exp(current - proposed)).float()
+        x = (1 - accept) * x + accept * proposal
+        current = (1 - accept) * current + accept * proposed
+    _ = current - start
+
+
+def _published_langevin(energy: Energy) -> None:
+    x = torch.randn(NUM_SAMPLES, 2)
+    block = _installed("BrownianFlow", energy)
+    if block is not None:
+        block(x)
+        return
+
+    def force(at: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = at.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(energy(at).unsqueeze(-1).sum(), at, create_graph=True)
+            at.requires_grad_(False)
+        return -gradient
+
+    work = torch.zeros(len(x), 1)
+    root = (2 * STEP_SIZE) ** 0.5
+    for _ in range(NUM_STEPS):
+        noise = torch.empty(x.shape).normal_()
+        y = (x + STEP_SIZE * force(x) + root * noise).detach()
+        back = (x - y - STEP_SIZE * force(y)) / root
+        work += 0.5 * (noise**2 - back.detach() ** 2).sum(dim=1, keepdim=True)
+        x = y
+
+
+if __name__ == "__main__":
+    sys.exit(main())
