@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     >>> main(["reproduce", "--list"])
     snf-double-well
+    ...
     0
     """
     arguments = argparse.Namespace(debug=False, out=None)

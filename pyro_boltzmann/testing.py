@@ -281,8 +281,8 @@ def _name(block: Any) -> str:
 
 def _dim(block: Any, dim: int | None) -> int:
     for known in (dim, *(getattr(block, name, None) for name in ("dim", "width", "input_dim"))):
-        if known is not None:
-            return int(known)
+        if isinstance(known, int) and known > 0:  # Pyro's couplings have dim = -1, the axis they act along
+            return known
     raise ShapeError(f"{_name(block)} does not tell its dimension; pass dim=...")
 
 

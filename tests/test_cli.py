@@ -502,7 +502,7 @@ def test_reproduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setitem(sys.modules, "cli_tiny_experiment", module)
     monkeypatch.setitem(EXPERIMENTS, "tiny", "cli_tiny_experiment")
     assert main(["reproduce", "--list"]) == 0
-    assert capsys.readouterr().out.split() == ["snf-double-well", "tiny"]
+    assert capsys.readouterr().out.split() == list(EXPERIMENTS) and "snf-double-well" in EXPERIMENTS
     assert main(["reproduce", "tiny", "--seed", "3", "--out", str(tmp_path / "e"), "--minutes", "2"]) == 0
     assert asked == {"seed": 3, "out": tmp_path / "e", "minutes": 2.0, "num_samples": None}
     assert "tiny: t by s, N = 10, seed 3" in capsys.readouterr().out

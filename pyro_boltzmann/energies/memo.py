@@ -84,7 +84,7 @@ class EnergyMemo:
         key = _key(energy)
         entry = self.entries.get(key)
         if entry is None or (gradient and entry[1] is None):
-            entry = _with_clean_gradient(energy, x) if gradient else (energy_value(energy, x), None)
+            entry = _evaluate(energy, x, gradient)
             self.entries[key] = entry
         return entry
 
@@ -102,9 +102,34 @@ def _key(energy: Energy) -> Hashable:
     return energy
 
 
-def _with_clean_gradient(energy: Energy, x: Tensor) -> Entry:
-    """A force that is not finite is zero here, at both ends of a step alike, so that no path loses its weight to NaN."""
-    value, gradient = energy_and_gradient(energy, x)
-    if not torch.is_grad_enabled() and not gradient.is_cuda and math.isfinite(float(gradient.sum())):
-        return value, gradient  # one sum is much cheaper than mending what needs no mending
-    return value, gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+def _evaluate(energy: Energy, x: Tensor, gradient: bool) -> Entry:
+    """Value and, on request, force. A force that is not finite is zero, at both ends of a step alike, so that no path
+    loses its weight to NaN."""
+    guard = _Guard(x) if x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing() else None
+    x = x if guard is None else guard.x
+    value, force = energy_and_gradient(energy, x) if gradient else (energy_value(energy, x), None)
+    if guard is not None:
+        guard.lost = ~value.detach().isfinite().unsqueeze(-1)
+        if force is not None:
+            guard.lost = guard.lost | ~force.detach().isfinite().all(-1, keepdim=True)
+    if force is None:
+        return value, None
+    if not torch.is_grad_enabled() and not force.is_cuda and math.isfinite(float(force.sum())):
+        return value, force  # one sum is much cheaper than mending what needs no mending
+    return value, force.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class _Guard:
+    """Keeps states of infinite energy or force from sending anything back through their evaluation.
+
+    Paths that reach them have weight zero or reject them, so their derivative is left out of every loss as a factor of
+    zero; but zero times an infinite derivative is NaN, and one such state would spoil the gradient of all parameters.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.lost: Tensor | None = None
+        self.x = x.view_as(x)  # a tensor of its own: only what comes back through this evaluation is seen
+        self.x.register_hook(self._drop)
+
+    def _drop(self, gradient: Tensor) -> Tensor | None:
+        return None if self.lost is None else torch.where(self.lost, 0.0, gradient)

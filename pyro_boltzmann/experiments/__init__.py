@@ -15,7 +15,10 @@ from pyro_boltzmann.exceptions import PyroBoltzmannError
 
 __all__ = ["EXPERIMENTS", "Experiment", "UnknownExperimentError", "load_experiment"]
 
-EXPERIMENTS: dict[str, str] = {"snf-double-well": "pyro_boltzmann.experiments.snf_double_well"}
+EXPERIMENTS: dict[str, str] = {
+    "snf-double-well": "pyro_boltzmann.experiments.snf_double_well",
+    "eight-schools": "pyro_boltzmann.experiments.eight_schools",
+}
 """Names of experiments and the modules that hold them."""
 
 

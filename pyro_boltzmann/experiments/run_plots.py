@@ -77,7 +77,8 @@ def _pictures(
     if energies is not None:
         exact = None if exact_energies is None else exact_energies[: len(energies)].cpu().numpy()
         yield "energies.png", lambda: plot_energy_histogram(energies.cpu().numpy(), ws.log_weights.cpu().numpy(), exact)
-    yield "path_ess.png", lambda: _path_ess(ws)
+    if ws.info.get("path_ess"):
+        yield "path_ess.png", lambda: _path_ess(ws)
     history = ws.info.get("training") or {}
     if history.get("step"):
         yield "training.png", lambda: _training(history, target)
@@ -91,7 +92,7 @@ def _samples(ws: WeightedSamples, z: Tensor, energy: Energy | None, target: Targ
         return plot_samples_over_energy(z, energy, ws.log_weights, limits=box)
     surface = _free_energy(points, log_weights)
     title = "First two coordinates over their free energy"
-    return plot_samples_over_energy(points, surface, log_weights, max_energy=8.0, title=title)
+    return plot_samples_over_energy(points, surface, log_weights, max_energy=6.0, title=title)
 
 
 def _free_energy(points: Tensor, log_weights: Tensor) -> Energy:

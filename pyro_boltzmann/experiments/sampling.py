@@ -136,7 +136,8 @@ class _Run:
             self.draw(self.num_samples, None)
         except NonFiniteEnergyError as unusable:
             raise NonFiniteEnergyError(
-                f"training stopped: {error}; {unusable}",
+                f"training stopped: {error}; {unusable.count} of {self.num_samples} draws of the sampler as it stood "
+                f"have no finite energy; all were saved to {unusable.saved_to}",
                 count=unusable.count,
                 samples=unusable.samples,
                 saved_to=unusable.saved_to,

@@ -49,10 +49,11 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
     r"""A guide whose latents come out of a path of flow layers and stochastic blocks.
 
     The path is a bijection of (x, noise), so its joint density is exact. The guide samples the joint vector as an
-    auxiliary site and takes the noise of the way back out again with a ``factor``; the trace's log weight is then the path
-    weight, whose expectation is the normaliser Z of the model. Any Pyro model with continuous latents is accepted
+    auxiliary site and takes the noise of the way back out again with a ``factor``; the trace's log weight is then the
+    path weight, whose expectation is the normaliser Z of the model. Any Pyro model with continuous latents is accepted
     untouched, and so is every Pyro consumer of guides (SVI with all ELBOs, importance sampling, predictive), except
-    ``SMCFilter`` and ``TraceTMC_ELBO``, which do not take sites that the guide alone has.
+    ``SMCFilter`` and ``TraceTMC_ELBO``, which do not take sites that the guide alone has (the latter gives wrong
+    values). Jit ELBOs cannot trace the force of an energy that contains ``exp`` or the like, a limit of ``torch.jit``.
 
     :param model: a Pyro program, for example a :class:`~pyro_boltzmann.BoltzmannModel`.
     :param init_blocks_fn: ``(energy, latent_dim) -> list of blocks`` (see :class:`~pyro_boltzmann.stochastic.PathTransform`);
@@ -110,6 +111,19 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         self.register_buffer("base_scale", _row(scale, latent_dim, dtype))
 
     @property
+    def model(self) -> Callable[..., Any]:
+        """The program that this guide is for."""
+        # Pyro's own reference to it is lost, even on the original, whenever a guide is copied or pickled.
+        model: Callable[..., Any] = self._bound.energy.model
+        return model
+
+    def __getstate__(self) -> Any:
+        master = self.master
+        state = super().__getstate__()
+        self.master = master
+        return state
+
+    @property
     def energy(self) -> Energy:
         """The model's energy on its unconstrained space, bound to the arguments of the last call."""
         bound: BoundEnergy = self._bound.energy
@@ -132,7 +146,9 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         self._bind(args, kwargs)
-        with torch.no_grad():
+        # A first call must give the same draws as a later one from the same seed.
+        cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
             super()._setup_prototype(*args, **kwargs)
         if self.path is None:
             self._build(self.latent_dim)
@@ -210,8 +226,9 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
             raise ShapeError(f"expected unconstrained latents of shape (n, {path.dim}), got {tuple(z.shape)}")
         z = z.to(self.base_loc)
         memo = EnergyMemo()
-        energy = memo.value(self.energy, z) if with_energy else torch.full_like(z[..., 0], math.nan)
         result = path.stream(z, memo, generator, inverse=True, observe=observe)
+        # Asked for last, because the path may have evaluated it at z with its force.
+        energy = memo.value(self.energy, z) if with_energy else torch.full_like(z[..., 0], math.nan)
         noise = (result.x - self.base_loc) / self.base_scale
         return self._weigh(z, energy, self._base_log_prob(noise) - result.log_ratio, result.infos)
 

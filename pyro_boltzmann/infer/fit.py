@@ -22,6 +22,7 @@ from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.interrupt import deferred_interrupt
 from pyro_boltzmann.infer.objectives import ForwardKL
 from pyro_boltzmann.infer.phase import Phase, plan_phases
+from pyro_boltzmann.infer.preparation import prepare_guide
 from pyro_boltzmann.infer.randomness import kept_generators, seeded
 from pyro_boltzmann.infer.recipe import Recipe
 from pyro_boltzmann.infer.result import FitResult
@@ -110,11 +111,8 @@ def fit(
             "forward KL needs data: pass data= with unconstrained latents (n, latent_dim) or weighted draws"
         )
     recipe = Recipe(phases, elbo, num_particles, schedule, clip_norm, adapt_rate, seed)
+    prepare_guide(guide, args, kwargs, seed)
     with seeded(seed):
-        if isinstance(guide, AutoStochasticFlow):
-            guide.initialize(*args, **kwargs)
-        elif not list(guide.parameters()):
-            guide(*args, **kwargs)  # Pyro's guides create their parameters on their first call
         trained = _trainable(guide)
         built = optimizer(trained) if optimizer is not None else torch.optim.Adam(trained, lr=learning_rate)
         forward = None if data is None else ForwardKL(*_latents(data, model, args, kwargs), num_particles)
@@ -175,9 +173,9 @@ def _train(
                         run.record(row)
                     if file is not None:
                         run.mark()
-                bar.update()
                 if is_logged:
                     _show(bar, result)
+                bar.update()
                 if is_logged and callback is not None:
                     with kept_generators():
                         callback(result)

@@ -16,6 +16,7 @@ from pyro_boltzmann.exceptions import NonFiniteEnergyError, OutputError
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer.drawers import PathDrawer, TraceDrawer
 from pyro_boltzmann.infer.output import check_writable
+from pyro_boltzmann.infer.preparation import prepare_guide
 from pyro_boltzmann.infer.randomness import seeded
 
 __all__ = ["importance_sample"]
@@ -69,6 +70,7 @@ def importance_sample(
     _check_counts(num_samples, num_chains, batch_size)
     if save_to is not None:
         check_writable(save_to)
+    prepare_guide(guide, args, kwargs, seed)
     draw = PathDrawer(guide) if isinstance(guide, AutoStochasticFlow) else TraceDrawer(model, guide)
     start, cpu_start = time.perf_counter(), time.process_time()
     with count_evaluations() as count, seeded(seed), tqdm(total=num_samples, disable=not progress) as bar:

@@ -19,7 +19,7 @@ from pyro_boltzmann.guides import AutoStochasticFlow, WeightedPath
 from pyro_boltzmann.infer.checkpoint import pack_optimizer, unpack_optimizer
 from pyro_boltzmann.infer.objectives import ForwardKL, PathObjective, ReverseKL, learn_plates
 from pyro_boltzmann.infer.phase import Phase
-from pyro_boltzmann.infer.randomness import cuda_devices, generator_states, restore_generators
+from pyro_boltzmann.infer.randomness import cuda_devices, generator_states, kept_generators, restore_generators
 from pyro_boltzmann.infer.recipe import Recipe
 from pyro_boltzmann.infer.result import FitResult
 from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted
@@ -63,7 +63,7 @@ class TrainingRun:
         self.devices = cuda_devices(guide)
         self.buffers = {k: v for k, v in guide.state_dict(keep_vars=True).items() if not isinstance(v, nn.Parameter)}
         self.marked_buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        with count_evaluations() as count:
+        with count_evaluations() as count, kept_generators():
             learn_plates(recipe.elbo or self.reverse, model, guide, args, kwargs)
         self.result = FitResult(evaluations=count)
         self.bad_in_a_row = 0

@@ -83,13 +83,15 @@ class MetropolisAdjusted(StochasticBlock):
         self.gradient = gradient
         self.adapt = adapt
         self.target_acceptance = _default_acceptance(proposal) if target_acceptance is None else target_acceptance
+        if adapt and not isinstance(getattr(proposal, self._scale_name(), None), Tensor):
+            raise ValueError(f"adapt=True needs a proposal with a scale, {type(proposal).__name__} has none")
         if adapt and self._scale().requires_grad:
             raise ValueError("adapt=True steers the scale by acceptance rate; build the proposal with learnable=False")
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
         *inner, threshold = noise
-        energy_x = memo.value(self.energy, x)
         proposed = self.proposal.step(x, tuple(inner), memo, index)
+        energy_x = memo.value(self.energy, x)  # after the proposal, whose force may have brought it along
         energy_y = proposed.memo.value(self.energy, proposed.x)
         log_ratio = self.proposal._log_prob(proposed.noise) - self.proposal._log_prob(tuple(inner)) + proposed.ladj
         delta = energy_y - energy_x - log_ratio
@@ -130,11 +132,13 @@ class MetropolisAdjusted(StochasticBlock):
             return super().stream(x, memo, generator, inverse=inverse)
         memo = EnergyMemo() if memo is None else memo
         x = by_columns(x)
-        start = current = memo.value(self.energy, x)
+        start = current = None
         infos = []
         for index in reversed(range(self.num_repeats)) if inverse else range(self.num_repeats):
             noise = tuple(sample_part(part, x.shape[:-1], x, generator) for part in self.proposal.step_noise)
             y, log_ratio, proposed, _ = self.proposal.stream_step(x, noise, memo, index, inverse=inverse)
+            if start is None:
+                start = current = memo.value(self.energy, x)  # the proposal's force may have brought it along
             delta = proposed.value(self.energy, y) - current
             if isinstance(log_ratio, Tensor):
                 delta -= log_ratio
@@ -170,7 +174,10 @@ class MetropolisAdjusted(StochasticBlock):
         )
 
     def _scale(self) -> Tensor:
-        return getattr(self.proposal, f"log_{getattr(self.proposal, 'scale_name', 'step_size')}")  # type: ignore[no-any-return]
+        return getattr(self.proposal, self._scale_name())  # type: ignore[no-any-return]
+
+    def _scale_name(self) -> str:
+        return f"log_{getattr(self.proposal, 'scale_name', 'step_size')}"
 
     @torch.no_grad()
     def adapt_scale(self, info: BlockInfo, rate: float = 0.1) -> None:
@@ -192,6 +199,8 @@ def _all_finite(values: Tensor) -> bool:
 
 
 def _put(full: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    if rows.dim() == 0:  # a single state: index_put does not take a mask without dimensions
+        return _put(full.unsqueeze(0), rows.unsqueeze(0), values).squeeze(0)
     return full.index_put((rows,), values.to(full.dtype))
 
 

@@ -196,7 +196,7 @@ class _Plain(nn.Module):
 def _flatten(blocks: Iterable[Any]) -> Iterator[Any]:
     """Open compositions, so that the parameters of their parts are registered and noise reaches nested blocks.
 
-    torch's ``.inv`` becomes :class:`InverseTransform`: the plain one hides its parameters and does not survive ``deepcopy``.
+    torch's ``.inv`` becomes :class:`InverseTransform`: the plain one hides its parameters and breaks in ``deepcopy``.
     """
     for block in blocks:
         if isinstance(block, _Plain):

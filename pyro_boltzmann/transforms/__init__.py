@@ -1,5 +1,6 @@
 """Bijections of x: what Pyro and zuko lack, and one fused call for all of them."""
 
+from pyro_boltzmann.transforms.elementwise_affine import ElementwiseAffine
 from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
@@ -7,6 +8,7 @@ from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
 
 __all__ = [
+    "ElementwiseAffine",
     "FusedTransform",
     "InverseTransform",
     "MeanFreeBasis",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pyro.distributions.transforms as T
 import pytest
@@ -74,7 +75,7 @@ class Stop(Exception):
 def test_killed_runs_resume_exactly(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.infer.training_runs", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as server:
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT, env=environment) as server:
         pids = dict(server.stdout.readline().split() for _ in NAMES)
         assert list(pids) == NAMES
         chance = random.Random(time.time_ns())
@@ -108,9 +109,11 @@ def test_callback_that_raises(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["constant", "phases"])
-def test_interrupt_finishes_the_update(name, tmp_path, default_sigint):
+def test_interrupt_finishes_the_update(name, tmp_path, default_sigint, monkeypatch):
     """The signal arrives inside the energy: the update is finished, saved, and only then interrupted."""
-    file, calls = tmp_path / "run.safetensors", []
+    file, calls, started = tmp_path / "run.safetensors", [], []
+    update = TrainingRun.update
+    monkeypatch.setattr(TrainingRun, "update", lambda run: (started.append(run), update(run))[1])
 
     def energy(x):
         calls.append(x)
@@ -122,7 +125,7 @@ def test_interrupt_finishes_the_update(name, tmp_path, default_sigint):
     with pytest.raises(KeyboardInterrupt) as caught:
         pb.fit(model, guide, checkpoint=file, **settings(name))
     done = load_checkpoint(file)[1]["result"]["steps"]
-    assert 0 < done < STEPS
+    assert 0 < done == len(started) < STEPS
     assert f"after update {done}" in caught.value.__notes__[0]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_same(resumed(name, file), unbroken(name))
@@ -146,7 +149,10 @@ def test_second_interrupt_stops_at_once(tmp_path, default_sigint):
     def fit(**changes):
         Impatient.steps = 100 if changes else 0
         model, guide = build("constant")
-        make = lambda parameters: Impatient(parameters, lr=0.01, momentum=0.9)
+
+        def make(parameters):
+            return Impatient(parameters, lr=0.01, momentum=0.9)
+
         arguments = settings("constant") | {"optimizer": make, "checkpoint_every": 0.0} | changes
         return guide, pb.fit(model, guide, checkpoint=file, **arguments)
 
@@ -171,7 +177,10 @@ def test_error_inside_an_update_saves_the_update_before(tmp_path):
 
         torch.manual_seed(3)
         model = pb.BoltzmannModel(energy, 2)
-        blocks = lambda energy, dim: [InverseTransform(T.BatchNorm(dim, momentum=0.5)), T.affine_coupling(dim, [8])]
+
+        def blocks(energy, dim):
+            return [InverseTransform(T.BatchNorm(dim, momentum=0.5)), T.affine_coupling(dim, [8])]
+
         guide = pb.AutoStochasticFlow(model, blocks)
         return guide, pb.fit(model, guide, **(settings("constant") | changes))
 
@@ -199,7 +208,9 @@ def test_run_without_seed_is_saved_before_its_first_update(tmp_path):
     model, guide = build("constant")
     start = torch.get_rng_state()
     with pytest.raises(Stop):
-        pb.fit(model, guide, checkpoint=file, checkpoint_every=1e9, callback=callback, **(settings("constant") | changes))
+        pb.fit(
+            model, guide, checkpoint=file, checkpoint_every=1e9, callback=callback, **(settings("constant") | changes)
+        )
     assert file.write_bytes(kept[0])  # as if killed before the first periodic checkpoint
     assert load_checkpoint(file)[1]["result"]["steps"] == 0
     again = resumed("constant", file, **changes)
@@ -282,13 +293,18 @@ def test_checkpoint_of_another_run_is_refused(changes, what, tmp_path):
 
 def test_checkpoint_of_another_target_or_guide_is_refused(tmp_path):
     file = tmp_path / "run.safetensors"
-    blocks = lambda energy, dim: [T.affine_autoregressive(dim, [8])]
-    fit = lambda model, blocks, **kwargs: pb.fit(
-        model, pb.AutoStochasticFlow(model, blocks), num_steps=2, progress=False, checkpoint=file, **kwargs
-    )
+
+    def blocks(energy, dim):
+        return [T.affine_autoregressive(dim, [8])]
+
+    def fit(model, blocks, **kwargs):
+        return pb.fit(
+            model, pb.AutoStochasticFlow(model, blocks), num_steps=2, progress=False, checkpoint=file, **kwargs
+        )
+
     double_well = pb.BoltzmannModel(pb.catalogue["double_well"].energy, 2)
     fit(double_well, blocks)
-    with pytest.raises(CheckpointError, match="another run .target was"):
+    with pytest.raises(CheckpointError, match=r"another run \(target was"):
         fit(pb.BoltzmannModel(pb.catalogue["muller_brown"].energy, 2), blocks)
     with pytest.raises(CheckpointError, match=r"another run \(guide\)"):
         fit(double_well, lambda energy, dim: [T.affine_autoregressive(dim, [9])])

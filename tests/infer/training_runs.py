@@ -1,7 +1,7 @@
 """Small training runs for the tests of resuming; run as a module, it starts all of them to be killed.
 
-``python -m tests.infer.training_runs FOLDER`` forks one process a run, prints ``NAME PID`` for each and waits. Each run keeps
-its checkpoint in ``FOLDER/NAME.safetensors`` and saves it after every update.
+``python -m tests.infer.training_runs FOLDER`` forks one process a run, prints ``NAME PID`` for each and waits. Each run
+keeps its checkpoint in ``FOLDER/NAME.safetensors`` and saves it after every update.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def build(name: str, energy: Any = two_wells) -> tuple[Any, Any]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    model, guide = build("constant")
+    pb.fit(model, guide, num_steps=1, progress=False)  # the first optimiser imports much of torch; do it once for all
     children = []
     for name in NAMES:
         pid = os.fork()
@@ -90,6 +92,7 @@ def main(folder: Path) -> None:
             os._exit(0)
         children.append(pid)
         print(name, pid, flush=True)
+    sys.stdin.read()  # until all have been killed, so that no number is given to another process before
     for pid in children:
         os.waitpid(pid, 0)
 

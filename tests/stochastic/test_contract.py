@@ -52,6 +52,14 @@ class Kernel(nn.Module):
         return x + 0.1 * mean, 0.4 * (0.1 * log_scale).tanh().exp()
 
 
+def gentle(flow: nn.Module) -> nn.Module:
+    """Near the identity: a random flow that moves states off the target gives weights too wild for statistics."""
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.mul_(0.2)
+    return flow
+
+
 def annealed(energy: Energy, position: float = 0.4) -> AnnealedEnergy:
     return AnnealedEnergy(NormalEnergy(scale=1.5), energy, position, learnable=True)
 
@@ -60,14 +68,14 @@ def mixed(energy: Energy) -> PathTransform:
     ladder = AnnealingLadder(NormalEnergy(scale=1.5), energy, 3, learnable=True)
     return PathTransform(
         [
-            T.affine_coupling(2, hidden_dims=[8]),
+            gentle(T.affine_coupling(2, hidden_dims=[8])),
             MetropolisAdjusted(RandomWalkTransform(2, 0.3, num_steps=2, learnable=True), ladder[0]),
             T.Permute(torch.tensor([1, 0])),
             LangevinTransform(ladder[1], 2, 0.02, learnable=True),
             T.Permute(torch.tensor([1, 0])),
             InverseTransform(EulerMaruyamaTransform(2, Kernel(), Kernel())),
             MetropolisAdjusted(LeapfrogTransform(energy, 2, 0.1, num_steps=2), energy),
-            T.spline(2, count_bins=4),
+            gentle(T.spline(2, count_bins=4)),
         ],
         2,
     )
@@ -105,7 +113,17 @@ BLOCKS: dict[str, Callable[[Energy], Any]] = {
         [InverseTransform(EulerMaruyamaTransform(2, Kernel(), Kernel()))], 2
     ),
     "mixed": mixed,
-    "nested": lambda u: PathTransform([mixed(u), InverseTransform(mixed(u)), RandomWalkTransform(2, 0.1)], 2),
+    "nested": lambda u: PathTransform(
+        [
+            PathTransform(
+                [gentle(T.affine_coupling(2, hidden_dims=[8])), LangevinTransform(u, 2, 0.02, learnable=True)], 2
+            ),
+            InverseTransform(
+                PathTransform([MetropolisAdjusted(RandomWalkTransform(2, 0.3), annealed(u)), gentle(T.spline(2))], 2)
+            ),
+        ],
+        2,
+    ),
 }
 
 
@@ -137,6 +155,19 @@ def test_weights_are_unbiased(make: Callable[[Energy], Any], energy: Any) -> Non
     testing.check_unbiased(make(energy), energy, base_scale=1.8, num_samples=20_000, seed=5)
 
 
+def test_weights_are_unbiased_in_single_precision(make: Callable[[Energy], Any]) -> None:
+    """States in float32, weights in float64: E[w] = Z within 4.5 standard errors."""
+    block = make(double_well)
+    path = block if isinstance(block, PathTransform) else PathTransform([block], 2)
+    x = 1.8 * torch.randn(20_000, 2)
+    with torch.no_grad():
+        result = path.stream(x)
+    assert result.x.dtype == torch.float32 and result.log_ratio.dtype == torch.float64
+    log_weight = result.log_ratio - double_well(result.x).double() + NormalEnergy(0.0, 1.8)(x.double())
+    ratio = (log_weight - double_well.log_z).exp()
+    assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / math.sqrt(20_000)
+
+
 def test_equilibrium_start(make: Callable[[Energy], Any]) -> None:
     r"""E[exp(S + u(x) - u(y))] = 1 from exact samples, within 4.5 standard errors."""
     samples = double_well.sample(20_000, generator=torch.Generator().manual_seed(2))
@@ -144,12 +175,16 @@ def test_equilibrium_start(make: Callable[[Energy], Any]) -> None:
 
 
 def test_gradients_beside_a_wall_are_finite(make: Callable[[Energy], Any]) -> None:
-    block = make(Wall()).double()
+    def wall(x: Tensor) -> Tensor:
+        # The square root is NaN beyond the wall, and so is every derivative of it there.
+        return torch.where(x[..., 0] > 0, x.square().sum(-1) - x[..., 0].sqrt(), math.inf)
+
+    block = make(wall).double()
     path = block if isinstance(block, PathTransform) else PathTransform([block], 2)
     x = torch.randn(200, 2, dtype=torch.float64, requires_grad=True)
     result = path.stream(x)
-    energy = Wall()(result.x)
-    inside = energy.isfinite()
+    energy = result.memo.value(wall, result.x)
+    inside = energy.isfinite() & result.log_ratio.isfinite()
     (energy[inside] - result.log_ratio[inside]).sum().backward()
     assert 0 < int(inside.sum()) < 200
     for p in [x, *path.parameters()]:
@@ -199,11 +234,11 @@ def test_a_step_of_size_zero_changes_neither_state_nor_weight(name: str, grad: b
         for inverse in (False, True):
             result = block.stream(x, inverse=inverse)
             assert torch.equal(result.x, x)
-            assert float(result.log_ratio.abs().max()) < 1e-14
+            assert float(result.log_ratio.detach().abs().max()) < 1e-14
         noise = block.sample_noise(x.shape[:-1], x)
         moved = block.run(x, noise)
     assert torch.equal(moved.x, x)
-    assert float((block.noise_log_prob(moved.noise) - block.noise_log_prob(noise)).abs().max()) < 1e-14
+    assert float((block.noise_log_prob(moved.noise) - block.noise_log_prob(noise)).detach().abs().max()) < 1e-14
 
 
 @pytest.mark.parametrize(

@@ -130,5 +130,7 @@ def test_adapted_scales_are_not_served_from_the_cache() -> None:
 def test_a_wrong_width_is_named() -> None:
     block = LangevinTransform(lambda x: x.square().sum(-1), 2, 0.1)
     for call in (block, block.inv, block.call_and_ladj, block.inverse_and_ladj):
-        with pytest.raises(ShapeError, match=r"LangevinTransform expects a tensor of shape \(\*batch, 4\), got \(3, 5\)"):
+        with pytest.raises(
+            ShapeError, match=r"LangevinTransform expects a tensor of shape \(\*batch, 4\), got \(3, 5\)"
+        ):
             call(torch.zeros(3, 5))

@@ -27,7 +27,9 @@ INVERTIBLE: dict[str, Callable[[], Any]] = {
     "elementwise_power": lambda: T.ComposeTransform([T.AffineTransform(0.0, 0.5), T.TanhTransform()]),
     "independent": lambda: T.IndependentTransform(T.TanhTransform(cache_size=1), 1, cache_size=1),
     "permute": lambda: T.Permute(torch.tensor([2, 0, 1])),
-    "lower_cholesky": lambda: T.LowerCholeskyAffine(torch.ones(DIM), torch.tensor([[2.0, 0, 0], [1, 0.5, 0], [0, 1, 3]])),
+    "lower_cholesky": lambda: T.LowerCholeskyAffine(
+        torch.ones(DIM), torch.tensor([[2.0, 0, 0], [1, 0.5, 0], [0, 1, 3]])
+    ),
     "affine_autoregressive": lambda: T.affine_autoregressive(DIM, hidden_dims=[8]),
     "affine_coupling": lambda: T.affine_coupling(DIM, hidden_dims=[8]),
     "spline": lambda: T.spline(DIM, count_bins=4),
@@ -36,7 +38,9 @@ INVERTIBLE: dict[str, Callable[[], Any]] = {
     "matrix_exponential": lambda: T.MatrixExponential(DIM, iterations=20),
     "householder": lambda: T.householder(DIM, count_transforms=2),
     "iterated": lambda: T.iterated(2, T.affine_coupling, DIM, hidden_dims=[8]),
-    "compose": lambda: T.ComposeTransform([T.affine_coupling(DIM, hidden_dims=[8]), T.Permute(torch.tensor([1, 2, 0]))]),
+    "compose": lambda: T.ComposeTransform(
+        [T.affine_coupling(DIM, hidden_dims=[8]), T.Permute(torch.tensor([1, 2, 0]))]
+    ),
     "plain_inverse": lambda: T.affine_coupling(DIM, hidden_dims=[8]).inv,
     "compose_with_inverse": lambda: T.ComposeTransform([T.spline(DIM).inv, T.AffineTransform(0.0, 2.0)]),
 }
@@ -107,10 +111,10 @@ def test_log_det_of_flows_without_inverse(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*INVERTIBLE, *FORWARD_ONLY])
 def test_nothing_stale_and_nothing_that_breaks_copies_is_left_behind(name: str) -> None:
-    """The same tensor after an optimiser step gives the new value, and a live graph does not stop deepcopy or pickle."""
+    """The same tensor after an optimiser step gives the new value; a live graph does not stop deepcopy or pickle."""
     path = PathTransform([build({**INVERTIBLE, **FORWARD_ONLY}[name])], DIM)
     x = torch.randn(5, DIM)
-    y, ladj = path.call_and_ladj(x)
+    y, _ = path.call_and_ladj(x)
     parameters = list(path.parameters())
     clone = copy.deepcopy(path)  # the graph of y is alive
     pickle.loads(pickle.dumps(path))
@@ -194,7 +198,9 @@ def test_zuko_inside_a_path_with_noise() -> None:
 
 @pytest.mark.parametrize("block", ["nsf", 3, nn.Linear(2, 2), None])
 def test_foreign_objects_are_refused(block: Any) -> None:
-    with pytest.raises(TypeError, match="a block must be a stochastic block, a Pyro or torch Transform, or a zuko flow"):
+    with pytest.raises(
+        TypeError, match="a block must be a stochastic block, a Pyro or torch Transform, or a zuko flow"
+    ):
         PathTransform([block], 2)
 
 

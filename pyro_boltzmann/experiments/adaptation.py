@@ -1,0 +1,26 @@
+"""Adapt the scales of Metropolis blocks outside training."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_boltzmann.energies import EvaluationCount, count_evaluations
+from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.stochastic import MetropolisAdjusted
+
+__all__ = ["adapt_scales"]
+
+
+def adapt_scales(guide: AutoStochasticFlow, seed: int, rounds: int = 30, num_particles: int = 500) -> EvaluationCount:
+    """Steer Metropolis scales to their acceptance rates with a decreasing rate, then leave them fixed."""
+    blocks = [block for block, _ in guide.get_transform()._directed()]
+    if not any(isinstance(block, MetropolisAdjusted) for block in blocks):
+        return EvaluationCount()
+    generator = torch.Generator(guide.base_loc.device).manual_seed(seed)
+    with torch.no_grad(), count_evaluations() as count:
+        for step in range(rounds):
+            infos = guide.sample_paths(num_particles, generator=generator).infos
+            for block, info in zip(blocks, infos, strict=True):
+                if isinstance(block, MetropolisAdjusted) and info is not None:
+                    block.adapt_scale(info, rate=2.0 / (1 + step) ** 0.6)
+    return count
