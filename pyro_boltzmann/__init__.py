@@ -1,7 +1,7 @@
 """Sample unnormalised densities with Pyro: weighted draws with an honest verdict.
 
-Write an energy, choose a sampler, train it, and get draws with exact weights: log Z with its error, effective sample size,
-Pareto k-hat and the number of energy evaluations, as ArviZ data.
+Write an energy, choose a sampler, train it, and get draws with exact weights: log Z with its error, effective sample
+size, Pareto k-hat and the number of energy evaluations, as ArviZ data.
 """
 
 from pyro_boltzmann import diagnostics, energies, guides, infer, stochastic, transforms

@@ -18,8 +18,8 @@ class AnnealedEnergy(nn.Module):
 
     .. math:: u_\lambda(x) = (1 - \lambda)\, u_0(x) + \lambda\, u(x), \qquad 0 \le \lambda \le 1.
 
-    At :math:`\lambda = 0` it is the reference alone and at :math:`\lambda = 1` the target alone: the other energy is not
-    evaluated, so :math:`0 \cdot \infty` never appears.
+    At :math:`\lambda = 0` it is the reference alone and at :math:`\lambda = 1` the target alone: the other energy is
+    not evaluated, so :math:`0 \cdot \infty` never appears.
 
     :param reference: the energy :math:`u_0`, ``(*batch, dim) -> (*batch)``.
     :param target: the energy :math:`u`; neither is registered as a submodule.

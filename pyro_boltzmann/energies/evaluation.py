@@ -11,7 +11,14 @@ from torch import Tensor
 
 from pyro_boltzmann.exceptions import EnergyError
 
-__all__ = ["Energy", "EvaluationCount", "count_evaluations", "energy_and_gradient", "energy_value", "record_evaluations"]
+__all__ = [
+    "Energy",
+    "EvaluationCount",
+    "count_evaluations",
+    "energy_and_gradient",
+    "energy_value",
+    "record_evaluations",
+]
 
 Energy = Callable[[Tensor], Tensor]
 """Anything that maps ``(*batch, *event)`` to ``(*batch)``."""
@@ -90,8 +97,8 @@ def energy_and_gradient(energy: Energy, x: Tensor, event_dim: int = 1) -> tuple[
     Under ``torch.no_grad()`` neither keeps a graph; otherwise the gradient is differentiable, so that parameters
     upstream of ``x`` (and of the energy) receive exact gradients through it.
 
-    An energy with a method ``energy_and_gradient(x) -> (u, gradient)`` of its own (a closed form, a molecular engine) is
-    asked for both instead of being differentiated.
+    An energy with a method ``energy_and_gradient(x) -> (u, gradient)`` of its own (a closed form, a molecular engine)
+    is asked for both instead of being differentiated.
 
     :raises EnergyError: if the energy does not depend differentiably on ``x``.
     """
@@ -103,9 +110,7 @@ def energy_and_gradient(energy: Energy, x: Tensor, event_dim: int = 1) -> tuple[
         return u, gradient
     keeps_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not keeps_graph:
-            x = x.detach().requires_grad_()
-        elif not x.requires_grad:
+        if not keeps_graph or not x.requires_grad:
             x = x.detach().requires_grad_()
         u = energy(x)
         _check(u, x, event_dim)

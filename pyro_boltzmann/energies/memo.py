@@ -12,6 +12,7 @@ from pyro_boltzmann.energies.annealed import AnnealedEnergy, combine
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
 from pyro_boltzmann.energies.held import HeldEnergy, bare
 from pyro_boltzmann.energies.rows import RowMask
+from pyro_boltzmann.energies.tracing import is_tracing
 
 __all__ = ["EnergyMemo"]
 
@@ -21,8 +22,8 @@ Entry = tuple[Tensor, Tensor | None]
 class EnergyMemo:
     r"""Values and gradients of energies at one batch of states ``x``.
 
-    Blocks pass it along a path: a force computed after one step is the force before the next, and the energy of the last
-    state is the one in the weight. Annealed energies are stored as their components, so that a change of
+    Blocks pass it along a path: a force computed after one step is the force before the next, and the energy of the
+    last state is the one in the weight. Annealed energies are stored as their components, so that a change of
     :math:`\lambda` costs nothing. An entry is only ever valid for the ``x`` it was computed at; whoever moves ``x``
     starts a new memo.
     """
@@ -70,7 +71,7 @@ class EnergyMemo:
         bad: Tensor | None = None
         for value, _ in self.entries.values():
             value = value.detach()
-            if not value.is_cuda and not torch.jit.is_tracing() and math.isfinite(float(value.sum())):
+            if not value.is_cuda and not is_tracing() and math.isfinite(float(value.sum())):
                 bad = torch.zeros_like(value, dtype=torch.bool) if bad is None else bad
             else:
                 bad = ~value.isfinite() if bad is None else bad | ~value.isfinite()
@@ -105,7 +106,7 @@ def _key(energy: Energy) -> Hashable:
 def _evaluate(energy: Energy, x: Tensor, gradient: bool) -> Entry:
     """Value and, on request, force. A force that is not finite is zero, at both ends of a step alike, so that no path
     loses its weight to NaN."""
-    guard = _Guard(x) if x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing() else None
+    guard = _Guard(x) if x.requires_grad and torch.is_grad_enabled() and not is_tracing() else None
     x = x if guard is None else guard.x
     value, force = energy_and_gradient(energy, x) if gradient else (energy_value(energy, x), None)
     if guard is not None:

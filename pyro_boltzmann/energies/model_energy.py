@@ -112,8 +112,9 @@ class ModelEnergy:
         other.layout = LatentLayout.of_trace(other.prototype_trace)
         if other.site_names != self.site_names or other.latent_dim != self.latent_dim:
             raise ModelError(
-                f"with these arguments the program has latents {list(other.site_names)} of {other.latent_dim} dimensions, "
-                f"before it had {list(self.site_names)} of {self.latent_dim}; build a new ModelEnergy (or guide) for it"
+                f"with these arguments the program has latents {list(other.site_names)} of "
+                f"{other.latent_dim} dimensions, before it had {list(self.site_names)} of {self.latent_dim}; "
+                "build a new ModelEnergy (or guide) for it"
             )
         return other
 

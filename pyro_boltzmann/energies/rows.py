@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.energies.tracing import is_tracing
+
 __all__ = ["RowMask"]
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -14,8 +16,9 @@ class RowMask:
     """``select(new, old)`` is ``torch.where(mask, new, old)`` for tensors of shape ``(*batch)`` or ``(*batch, dim)``.
 
     Never arithmetic like ``mask * new + (1 - mask) * old``: a rejected infinite energy would turn into NaN. On the CPU
-    without a graph the choice is made on the bits of the numbers, ``old ^ ((new ^ old) & mask)``: the same result for any
-    content, infinities and NaN included, by vectorised instructions where ``torch.where`` branches at every element.
+    without a graph the choice is made on the bits of the numbers, ``old ^ ((new ^ old) & mask)``: the same result for
+    any content, infinities and NaN included, by vectorised instructions where ``torch.where`` branches at every
+    element.
     """
 
     __slots__ = ("_bits", "mask")
@@ -27,7 +30,7 @@ class RowMask:
     def select(self, new: Tensor, old: Tensor) -> Tensor:
         has_event = new.dim() > self.mask.dim()
         integer = _INTEGERS.get(new.dtype)
-        plain = not (torch.is_grad_enabled() or new.is_cuda or torch.jit.is_tracing() or torch.compiler.is_compiling())
+        plain = not (torch.is_grad_enabled() or new.is_cuda or is_tracing() or torch.compiler.is_compiling())
         if integer is None or not plain or old.dtype != new.dtype or old.shape != new.shape:
             return torch.where(self.mask.unsqueeze(-1) if has_event else self.mask, new, old)
         bits = self._bits.get(integer)

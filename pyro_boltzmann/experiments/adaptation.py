@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from pyro_boltzmann.diagnostics import WeightedSamples
 from pyro_boltzmann.energies import EvaluationCount, count_evaluations
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.stochastic import MetropolisAdjusted
 
-__all__ = ["adapt_scales"]
+__all__ = ["adapt_scales", "total_seconds"]
 
 
 def adapt_scales(guide: AutoStochasticFlow, seed: int, rounds: int = 30, num_particles: int = 500) -> EvaluationCount:
@@ -24,3 +25,9 @@ def adapt_scales(guide: AutoStochasticFlow, seed: int, rounds: int = 30, num_par
                 if isinstance(block, MetropolisAdjusted) and info is not None:
                     block.adapt_scale(info, rate=2.0 / (1 + step) ** 0.6)
     return count
+
+
+def total_seconds(draws: WeightedSamples) -> float:
+    """Wall time that weighted draws took."""
+    seconds = draws.seconds
+    return sum(seconds.values()) if isinstance(seconds, dict) else float(seconds or 0.0)

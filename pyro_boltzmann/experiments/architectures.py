@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, EvaluationCount, NormalEnergy
-from pyro_boltzmann.experiments.adaptation import adapt_scales
+from pyro_boltzmann.experiments.adaptation import adapt_scales, total_seconds
 from pyro_boltzmann.experiments.teacher import annealed_teacher
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, Phase, fit, importance_sample
@@ -29,9 +29,9 @@ SELF_DRAWS = 50_000
 ENOUGH_ESS = 0.1
 """Above this ESS of its own draws a flow is finished by maximum likelihood on them alone.
 
-The pathwise gradient of reverse KL moves probability between separated modes only through the rare paths that end on the
-barrier, whose gradients are huge. Clipping takes them away, and what is left has a bias that slowly drains one mode.
-Maximum likelihood sees the modes' masses in every draw.
+The pathwise gradient of reverse KL moves probability between separated modes only through the rare paths that end on
+the barrier, whose gradients are huge. Clipping takes them away, and what is left has a bias that slowly drains one
+mode. Maximum likelihood sees the modes' masses in every draw.
 """
 NUM_RUNGS = 24
 """Rungs of one Metropolis step each: the variance of annealing falls with the number of rungs, not of steps a rung."""
@@ -41,10 +41,11 @@ NUM_RUNGS = 24
 class Architecture:
     """A sampler that needs nothing but an energy.
 
-    Annealed importance sampling from a wide Gaussian finds the modes. A spline flow then learns them in two stages: from
-    those weighted draws by maximum likelihood, soon joined by reverse KL on the energy; then by maximum likelihood on its own
-    reweighted draws (joined by reverse KL while these are too few). Behind the flow the stochastic sampler anneals from
-    *the flow's own density* to the target by Metropolis steps, whose scales are adapted by acceptance rate.
+    Annealed importance sampling from a wide Gaussian finds the modes. A spline flow then learns them in two stages:
+    from those weighted draws by maximum likelihood, soon joined by reverse KL on the energy; then by maximum
+    likelihood on its own reweighted draws (joined by reverse KL while these are too few). Behind the flow the
+    stochastic sampler anneals from *the flow's own density* to the target by Metropolis steps, whose scales are
+    adapted by acceptance rate.
 
     :ivar name: as on the command line.
     :ivar num_rungs: Metropolis steps from the flow's density to the target; none for a flow alone.
@@ -93,16 +94,22 @@ class Architecture:
         guide.initialize()
         flow = _flow_only(model, guide)
         steps = max(2, round(self.num_steps * scale))
-        common = {
+        common: dict[str, Any] = {
             "num_particles": self.num_particles,
             "learning_rate": self.learning_rate,
             "progress": progress,
         }
         half = None if max_seconds is None else max_seconds / 2
-        first_file = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-stage1{checkpoint.suffix}")
+        first_file = (
+            None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-stage1{checkpoint.suffix}")
+        )
         dim = guide.get_transform().dim
         lessons, adapting = annealed_teacher(
-            model, dim, *_frame(target, dim), seed=seed + 10, num_samples=max(1000, round(TEACHER_DRAWS * min(1.0, scale)))
+            model,
+            dim,
+            *_frame(target, dim),
+            seed=seed + 10,
+            num_samples=max(1000, round(TEACHER_DRAWS * min(1.0, scale))),
         )
         eighth, quarter = max(1, steps // 8), max(1, steps // 4)
         first = fit(
@@ -119,7 +126,9 @@ class Architecture:
         second = fit(
             model,
             flow,
-            objective=[Phase(steps - eighth - quarter, reverse_kl=0.0 if draws.ess > ENOUGH_ESS else 0.5, forward_kl=0.5)],
+            objective=[
+                Phase(steps - eighth - quarter, reverse_kl=0.0 if draws.ess > ENOUGH_ESS else 0.5, forward_kl=0.5)
+            ],
             data=draws,
             schedule="cosine",
             seed=seed + 2,
@@ -130,7 +139,7 @@ class Architecture:
         adapted = adapt_scales(guide, seed + 3)
         spent = [EvaluationCount(**one.evaluations["sample"]) for one in (lessons, draws)]
         extra = sum([adapting, adapted], spent[0] + spent[1])
-        return _join(first, second, extra, float(lessons.seconds or 0.0) + float(draws.seconds or 0.0))
+        return _join(first, second, extra, total_seconds(lessons) + total_seconds(draws))
 
 
 def _frame(target: Any, dim: int) -> tuple[Tensor, Tensor]:
@@ -198,5 +207,3 @@ ARCHITECTURES: dict[str, Architecture] = {
     "snf": Architecture("snf", num_rungs=NUM_RUNGS),
 }
 """Samplers by their names on the command line."""
-
-

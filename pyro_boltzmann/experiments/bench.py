@@ -1,21 +1,20 @@
 """``make bench``: what stochastic steps cost, beside the energies and random numbers they cannot do without.
 
-Prints CPU seconds on one thread, side by side in one run: the minimum and the median over repeats, and their ratios. Run
-it on an idle machine.
+Prints CPU seconds on one thread, side by side in one run: the minimum and the median over repeats, and their ratios.
+Run it on an idle machine.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.energies import BoltzmannModel, energy_and_gradient
+from pyro_boltzmann.energies import energy_and_gradient
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample
@@ -35,7 +34,10 @@ Energy = Callable[[Tensor], Tensor]
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print(f"double well, N = {NUM_SAMPLES:,}, {NUM_STEPS} steps, one thread, float32, no gradients with respect to parameters")
+    print(
+        f"double well, N = {NUM_SAMPLES:,}, {NUM_STEPS} steps, one thread, float32, no "
+        "gradients with respect to parameters"
+    )
     print(f"CPU seconds, minimum (median) of {REPEATS} interleaved repeats; torch {torch.__version__}\n")
     _table("Metropolis random walk", _metropolis, _bare_values, _noise_metropolis, _published_metropolis, limit=0.6)
     _table("overdamped Langevin", _langevin, _bare_forces, _noise_langevin, _published_langevin, limit=0.5)
@@ -87,7 +89,7 @@ def _measure(rows: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
 # Ours ------------------------------------------------------------------------------------------------------------
 
 
-def _sample(guide: AutoStochasticFlow, model: BoltzmannModel) -> None:
+def _sample(guide: AutoStochasticFlow, model: Callable[..., object]) -> None:
     importance_sample(model, guide, num_samples=NUM_SAMPLES)
 
 
@@ -99,7 +101,9 @@ def _metropolis() -> None:
 
 def _langevin() -> None:
     model = TARGET.model()
-    _sample(AutoStochasticFlow(model, lambda e, dim: [LangevinTransform(e, dim, STEP_SIZE, num_steps=NUM_STEPS)]), model)
+    _sample(
+        AutoStochasticFlow(model, lambda e, dim: [LangevinTransform(e, dim, STEP_SIZE, num_steps=NUM_STEPS)]), model
+    )
 
 
 # What no implementation can do without ----------------------------------------------------------------------------
@@ -130,8 +134,8 @@ def _noise_langevin() -> None:
 
 # The published loops ----------------------------------------------------------------------------------------------
 # bgflow is on no package index. Where it is not installed, these loops repeat, step by step, the operations of its two
-# blocks as read in its repository: one energy a Metropolis step with an arithmetic accept, two forces a Langevin step with
-# a graph for second derivatives. With bgflow installed its own blocks are timed instead.
+# blocks as read in its repository: one energy a Metropolis step with an arithmetic accept, two forces a Langevin step
+# with a graph for second derivatives. With bgflow installed its own blocks are timed instead.
 
 
 def _published_double_well(x: Tensor) -> Tensor:
@@ -196,4 +200,4 @@ def _published_langevin(energy: Energy) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,7 +20,7 @@ from pyro_boltzmann.diagnostics import Metric, Truth, WeightedSamples, build_rep
 from pyro_boltzmann.diagnostics.plots import plot_log_weights, plot_path_ess, save_figure
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
 from pyro_boltzmann.energies.catalogue import catalogue
-from pyro_boltzmann.experiments.adaptation import adapt_scales
+from pyro_boltzmann.experiments.adaptation import adapt_scales, total_seconds
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample
@@ -87,11 +87,14 @@ def run(
 
 def _train(kind: str, model: Model, seconds: float) -> tuple[Any, int]:
     start = time.perf_counter()
+    guide: Any
     if kind == "diagonal":
         guide = AutoDiagonalNormal(model)
         return guide, _svi(model, guide, seconds)
     if kind == "iaf":
-        guide = AutoNormalizingFlow(model, lambda dim: T.iterated(2, T.affine_autoregressive, dim, hidden_dims=[32, 32]))
+        guide = AutoNormalizingFlow(
+            model, lambda dim: T.iterated(2, T.affine_autoregressive, dim, hidden_dims=[32, 32])
+        )
         return guide, _svi(model, guide, seconds)
     if kind == "flow":
         guide = AutoNormalizingFlow(
@@ -114,7 +117,9 @@ def _train(kind: str, model: Model, seconds: float) -> tuple[Any, int]:
 def _svi(model: Model, guide: Any, seconds: float) -> int:
     """Pyro's own loop for a given time; the learning rate falls to a hundredth of itself on the way."""
     optimizer = ClippedAdam({"lr": LEARNING_RATE, "clip_norm": 10.0})
-    svi = SVI(model, guide, optimizer, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1))
+    svi = SVI(
+        model, guide, optimizer, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
+    )
     start, steps = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds:
         svi.step()
@@ -183,7 +188,7 @@ def _report(
         metrics=models[HEADLINE],
         models=models,
         energy_evaluations={"sample": head.evaluations["sample"]},
-        wall_seconds={"train": seconds, "sample": float(head.seconds or 0.0)},
+        wall_seconds={"train": seconds, "sample": total_seconds(head)},
         cpu_seconds={"sample": head.info["cpu_seconds"]},
         threads=torch.get_num_threads(),
         target_hash=target.target_hash,
@@ -211,9 +216,10 @@ def _report(
 
 
 _INTRODUCTION = """\
-Each guide is trained by Pyro's `SVI` with `Trace_ELBO` for {seconds:.0f} s of wall time on each parametrisation, building and
-adapting included: `diagonal` is `AutoDiagonalNormal`; `flow` is `AutoNormalizingFlow` with six affine couplings; `iaf` is
-`AutoNormalizingFlow` with two affine autoregressive layers; `snf` has the layers of `flow`, trained for the time that is left
-after adapting step sizes, then HMC annealed from the flow's density to the posterior. Figures are from N = {count:,} draws;
-log Z is $-31.31135$ by quadrature for both. `nuts_z` is the largest deviation of a reweighted posterior mean (mu, tau and the
-eight effects) from that of Pyro's NUTS on the non-centred program, in standard errors of the difference."""
+Each guide is trained by Pyro's `SVI` with `Trace_ELBO` for {seconds:.0f} s of wall time on each parametrisation,
+building and adapting included: `diagonal` is `AutoDiagonalNormal`; `flow` is `AutoNormalizingFlow` with six affine
+couplings; `iaf` is `AutoNormalizingFlow` with two affine autoregressive layers; `snf` has the layers of `flow`,
+trained for the time that is left after adapting step sizes, then HMC annealed from the flow's density to the
+posterior. Figures are from N = {count:,} draws; log Z is $-31.31135$ by quadrature for both. `nuts_z` is the largest
+deviation of a reweighted posterior mean (mu, tau and the eight effects) from that of Pyro's NUTS on the non-centred
+program, in standard errors of the difference."""

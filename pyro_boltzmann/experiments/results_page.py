@@ -42,7 +42,11 @@ def write_results_page(
         "",
     ]
     text = "\n".join(lines)
-    return write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    return write_atomically(path, write)
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

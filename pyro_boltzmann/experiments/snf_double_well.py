@@ -1,4 +1,4 @@
-"""The double-well experiment of the stochastic-normalizing-flow paper, with honest metrics beside the published ones."""
+"""The double-well experiment of the stochastic-normalizing-flow paper, honest metrics beside the published ones."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ from pyro_boltzmann.diagnostics.plots import (
 )
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
 from pyro_boltzmann.energies.catalogue import catalogue
+from pyro_boltzmann.energies.catalogue.double_well import DELTA_F, LOG_Z
+from pyro_boltzmann.experiments.adaptation import total_seconds
 from pyro_boltzmann.experiments.architectures import ARCHITECTURES
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.guides import AutoStochasticFlow
@@ -207,9 +209,11 @@ def _analyse(
     raw = np.stack([free_energy_profile(one) for one in x])
     reweighted = np.stack([free_energy_profile(one, w) for one, w in zip(x, weights, strict=True)])
     truth = exact_profile(_marginal_energy)
-    metrics = weight_metrics(draws, reverse_log_weights=reverse, log_z=Truth(TARGET.log_z))
+    metrics = weight_metrics(draws, reverse_log_weights=reverse, log_z=Truth(LOG_Z))
     right = draws.samples["x"][:, 0] > 0
-    metrics["delta_f"] = Metric(*delta_f(right, ~right, draws.log_weights), floor=floor["delta_f"], truth=TARGET.delta_f)
+    metrics["delta_f"] = Metric(
+        *delta_f(right, ~right, draws.log_weights), floor=floor["delta_f"], truth=TARGET.delta_f
+    )
     metrics["delta_f_raw"] = Metric(*delta_f(right, ~right), truth=TARGET.delta_f)
     for suffix, profiles, lw in (("", reweighted, weights), ("_raw", raw, None)):
         ours = profile_error(profiles, truth)
@@ -234,7 +238,7 @@ def _floor(exact: list[Tensor]) -> dict[str, float]:
     x = [sample[:, 0].double().numpy() for sample in exact]
     ours = profile_error(np.stack([free_energy_profile(one) for one in x]), exact_profile(_marginal_energy))
     published = published_profile_error(x, _marginal_energy)
-    errors = [delta_f(torch.as_tensor(one > 0), torch.as_tensor(one <= 0))[0] - TARGET.delta_f for one in x]
+    errors = [delta_f(torch.as_tensor(one > 0), torch.as_tensor(one <= 0))[0] - DELTA_F for one in x]
     return {
         "profile_rms": ours.rms,
         "profile_bias": ours.bias,
@@ -270,7 +274,7 @@ def _report(
         metrics=head.metrics,
         models={name: outcome.metrics for name, outcome in outcomes.items()},
         energy_evaluations=evaluations,
-        wall_seconds={"train": head.result.seconds, "sample": float(head.draws.seconds or 0.0)},
+        wall_seconds={"train": head.result.seconds, "sample": total_seconds(head.draws)},
         cpu_seconds={"train": head.result.cpu_seconds, "sample": head.draws.info["cpu_seconds"]},
         threads=torch.get_num_threads(),
         target_hash=TARGET.target_hash,
@@ -281,7 +285,9 @@ def _report(
     x = head.draws.samples["x"]
     figures = {
         "samples": plot_samples_over_energy(x, TARGET.energy, title="Stochastic flow on the double well"),
-        "profile": plot_free_energy_profile(head.raw, head.reweighted, truth, title=f"Headline model, {repeats} repeats"),
+        "profile": plot_free_energy_profile(
+            head.raw, head.reweighted, truth, title=f"Headline model, {repeats} repeats"
+        ),
         "profile_rnvp": plot_free_energy_profile(
             outcomes["rnvp"].raw, outcomes["rnvp"].reweighted, truth, title=f"RNVP, {repeats} repeats"
         ),
@@ -320,7 +326,8 @@ The two-dimensional double well of Wu, Koehler and Noe (arXiv 2002.06707), $\\lo
 difference $-1.6906$. The five models of the paper are trained as published (300 updates of maximum likelihood on a
 Metropolis chain, 300 of the half-and-half mixture, Adam 5e-3, batch 128; learned steps by the unbiased score-function
 gradient). `snf` is ours, fixed before the run and trained on the energy alone.
-ESS, log Z and bounds are from N = {count:,} draws; profiles from {repeats} repeats of that size. `profile_rms` uses fixed
-bins, `published_err` is the paper's metric as its code computes it (bins that move with the sample, signed mean), whose
-figures for exact samples are {floor[published_err]:.3f}; the floor of `profile_rms` is {floor[profile_rms]:.4f}. The paper
-prints reweighted errors of 1.153 (RNVP), 2.238 (NSF), 0.634 (RNVP + MC), 0.602 (NSF + MC), 0.419 (learned steps)."""
+ESS, log Z and bounds are from N = {count:,} draws; profiles from {repeats} repeats of that size. `profile_rms` uses
+fixed bins, `published_err` is the paper's metric as its code computes it (bins that move with the sample, signed
+mean), whose figures for exact samples are {floor[published_err]:.3f}; the floor of `profile_rms` is
+{floor[profile_rms]:.4f}. The paper prints reweighted errors of 1.153 (RNVP), 2.238 (NSF), 0.634 (RNVP + MC), 0.602
+(NSF + MC), 0.419 (learned steps)."""

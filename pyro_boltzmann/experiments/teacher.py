@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions.transforms as T
-import torch
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics import WeightedSamples
@@ -28,9 +27,9 @@ def annealed_teacher(
 ) -> tuple[WeightedSamples, EvaluationCount]:
     r"""Weighted draws by Hamiltonian Monte Carlo annealed from :math:`N(\text{centre}, \text{width}^2)` to the target.
 
-    This is an untrained path of the package's own blocks. Reverse KL alone can settle on one mode and never see another;
-    a flow that starts from these draws has seen every mode that annealing reaches. The ladder is quadratic in the rung,
-    and step sizes are adapted by acceptance rate.
+    This is an untrained path of the package's own blocks. Reverse KL alone can settle on one mode and never see
+    another; a flow that starts from these draws has seen every mode that annealing reaches. The ladder is quadratic
+    in the rung, and step sizes are adapted by acceptance rate.
 
     :return: the draws, with their unconstrained latents in ``info["z"]``, and what adapting cost on top.
     """
@@ -39,9 +38,7 @@ def annealed_teacher(
         frame = T.AffineTransform(centre, width)
         reference = PushforwardEnergy(NormalEnergy(), [frame])
         rungs = [AnnealedEnergy(reference, energy, (rung / NUM_RUNGS) ** 2) for rung in range(1, NUM_RUNGS + 1)]
-        proposals = [
-            LeapfrogTransform(rung, dim, 0.4 / dim**0.25, LEAPFROG_STEPS, mass=width**-2.0) for rung in rungs
-        ]
+        proposals = [LeapfrogTransform(rung, dim, 0.4 / dim**0.25, LEAPFROG_STEPS, mass=width**-2.0) for rung in rungs]
         return [frame] + [MetropolisAdjusted(p, rung, adapt=True) for p, rung in zip(proposals, rungs, strict=True)]
 
     guide = AutoStochasticFlow(model, blocks, latent_dim=dim)

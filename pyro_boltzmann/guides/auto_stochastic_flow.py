@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -45,7 +45,7 @@ class WeightedPath(NamedTuple):
     infos: tuple[BlockInfo | None, ...]
 
 
-class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
+class AutoStochasticFlow(AutoContinuous):
     r"""A guide whose latents come out of a path of flow layers and stochastic blocks.
 
     The path is a bijection of (x, noise), so its joint density is exact. The guide samples the joint vector as an
@@ -56,8 +56,9 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
     values). Jit ELBOs cannot trace the force of an energy that contains ``exp`` or the like, a limit of ``torch.jit``.
 
     :param model: a Pyro program, for example a :class:`~pyro_boltzmann.BoltzmannModel`.
-    :param init_blocks_fn: ``(energy, latent_dim) -> list of blocks`` (see :class:`~pyro_boltzmann.stochastic.PathTransform`);
-        ``energy`` is the model's energy on its unconstrained space, for use in blocks.
+    :param init_blocks_fn: ``(energy, latent_dim) -> list of blocks`` (see
+        :class:`~pyro_boltzmann.stochastic.PathTransform`); ``energy`` is the model's energy on its unconstrained
+            space, for use in blocks.
     :param latent_dim: the dimension, where it is known. The path is then built at once, and ``parameters()`` and
         ``state_dict`` work before the first call. A ``BoltzmannModel`` knows its own. Otherwise call
         :meth:`initialize` or the guide itself with the model's arguments first.
@@ -90,13 +91,15 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         dtype: torch.dtype | None = None,
         init_loc_fn: Callable[..., Any] = init_to_feasible,
     ) -> None:
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_loc_fn=init_loc_fn)  # type: ignore[no-untyped-call]
         if not bool((torch.as_tensor(base_scale) > 0).all()):
             raise ValueError(f"base_scale must be positive, got {base_scale}")
         self._bound = HeldEnergy(BoundEnergy(model))
         self._init_blocks_fn = init_blocks_fn
         self._base = (base_loc, base_scale, dtype)
         self.path: PathTransform | None = None
+        self.base_loc: Tensor
+        self.base_scale: Tensor
         known = getattr(model, "latent_dim", None) if latent_dim is None else latent_dim
         if known is not None:
             self._build(int(known))
@@ -111,22 +114,25 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         self.register_buffer("base_scale", _row(scale, latent_dim, dtype))
 
     @property
+    def _bound_energy(self) -> BoundEnergy:
+        return cast(BoundEnergy, self._bound.energy)
+
+    @property
     def model(self) -> Callable[..., Any]:
         """The program that this guide is for."""
         # Pyro's own reference to it is lost, even on the original, whenever a guide is copied or pickled.
-        model: Callable[..., Any] = self._bound.energy.model
-        return model
+        return self._bound_energy.model
 
     def __getstate__(self) -> Any:
         master = self.master
-        state = super().__getstate__()
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
         self.master = master
         return state
 
     @property
     def energy(self) -> Energy:
         """The model's energy on its unconstrained space, bound to the arguments of the last call."""
-        bound: BoundEnergy = self._bound.energy
+        bound = self._bound_energy
         # A Boltzmann model's energy has no arguments: hand out the very object, so that memos recognise it.
         return bound.current if isinstance(bound.model, BoltzmannModel) else bound
 
@@ -138,7 +144,7 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         return self
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._bound.energy.bind(args, kwargs)
+        self._bound_energy.bind(args, kwargs)
         if self.path is not None:
             self.path.clear_cache()  # of another model's arguments, perhaps
 
@@ -149,15 +155,18 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
         # A first call must give the same draws as a later one from the same seed.
         cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.no_grad(), torch.random.fork_rng(devices=cuda):
-            super()._setup_prototype(*args, **kwargs)
+            super()._setup_prototype(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.path is None:
             self._build(self.latent_dim)
-        if self.path.dim != self.latent_dim:
-            raise ShapeError(f"the model has {self.latent_dim} unconstrained latents, the guide was built for {self.path.dim}")
+        path = self.get_transform()
+        if path.dim != self.latent_dim:
+            raise ShapeError(
+                f"the model has {self.latent_dim} unconstrained latents, the guide was built for {path.dim}"
+            )
 
     def get_base_dist(self) -> PathBase:
         prior = dist.Normal(self.base_loc, self.base_scale, validate_args=False).to_event(1)
-        return PathBase(prior, self.path, validate_args=False)
+        return PathBase(prior, self.get_transform(), validate_args=False)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> PathTransform:
         assert self.path is not None
@@ -178,7 +187,7 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         self._bind(args, kwargs)
-        result: dict[str, Tensor] = super().forward(*args, **kwargs)
+        result: dict[str, Tensor] = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
         return result
 
     # Weighted paths ----------------------------------------------------------------------------------------------
@@ -235,7 +244,8 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
     def _base_log_prob(self, noise: Tensor) -> Tensor:
         noise = noise.double()
         constant = self.base_scale.double().log().sum() + 0.5 * noise.shape[-1] * math.log(2 * math.pi)
-        return -0.5 * noise.square().sum(-1) - constant
+        log_prob: Tensor = -0.5 * noise.square().sum(-1) - constant
+        return log_prob
 
     @staticmethod
     def _weigh(z: Tensor, energy: Tensor, log_q: Tensor, infos: tuple[BlockInfo | None, ...]) -> WeightedPath:
@@ -243,8 +253,8 @@ class AutoStochasticFlow(AutoContinuous):  # type: ignore[misc]
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Unconstrained latents ``(*batch, latent_dim)`` to a dict of site values in the model's own spaces."""
-        energy = self._bound.energy
-        source = energy.model if isinstance(energy.model, BoltzmannModel) else energy.current
+        energy = self._bound_energy
+        source: Any = energy.model if isinstance(energy.model, BoltzmannModel) else energy.current
         sites: dict[str, Tensor] = source.constrain(z)
         return sites
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -14,14 +14,14 @@ from pyro_boltzmann.stochastic.path import PathTransform
 __all__ = ["PathBase"]
 
 
-class PathBase(TorchDistribution):  # type: ignore[misc]
+class PathBase(TorchDistribution):
     r"""The density :math:`q_0(x_0)\, p(n)` on joint vectors of size ``dim + noise_dim``.
 
     :param prior: a distribution of x with event shape ``(dim,)``.
     :param path: the path whose noise completes it.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -30,7 +30,7 @@ class PathBase(TorchDistribution):  # type: ignore[misc]
         self.path = path
         super().__init__(prior.batch_shape, torch.Size((path.width,)), validate_args=validate_args)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         x = self.prior.rsample(torch.Size(sample_shape))
         return torch.cat([x, self.path.sample_noise(x.shape[:-1], x)], -1)
 

@@ -60,8 +60,8 @@ class BoundEnergy:
         """
         if self._energy is None:
             raise ModelError(
-                "this guide does not know its model's arguments yet; call guide(*args) once, or guide.initialize(*args), "
-                "with the arguments of the model"
+                "this guide does not know its model's arguments yet; call guide(*args) once, or "
+                "guide.initialize(*args), with the arguments of the model"
             )
         return self._energy
 

@@ -42,7 +42,6 @@ class PathObjective(ELBO):
         kept = per_path.detach().isfinite()
         self.left_out = not bool(kept.all())
         if self.left_out:
-            _cut_gradient(paths.z, kept)
             per_path = per_path[kept]
             score = None if score is None else score[kept]
         if per_path.numel() == 0:
@@ -185,12 +184,6 @@ def _cumulative_weights(log_weights: Tensor) -> Tensor:
             "the weights of the data must be finite or zero, and not all zero: some are NaN or +inf, or none counts"
         )
     return cumulative / cumulative[-1]
-
-
-def _cut_gradient(z: Tensor, kept: Tensor) -> None:
-    """Keep rows that do not count from sending 0 * inf = NaN upstream, as the derivative of an infinite energy may."""
-    if z.requires_grad:
-        z.register_hook(lambda gradient: torch.where(kept.unsqueeze(-1), gradient, 0.0))
 
 
 def _without_graph(paths: WeightedPath) -> WeightedPath:

@@ -52,7 +52,8 @@ class StochasticBlock(FusedTransform):
     r"""A bijection :math:`(x, n) \mapsto (x', n')` of the state and the random numbers that move it.
 
     As a Pyro ``TransformModule`` it acts on the joint vector ``cat([x, n], -1)`` of size ``dim + noise_dim``. A block
-    repeats its step ``num_repeats`` times, each with its own noise. To write a new block, set ``step_noise`` and implement
+    repeats its step ``num_repeats`` times, each with its own noise. To write a new block, set ``step_noise`` and
+    implement
     :meth:`step` (and :meth:`step_inverse`, unless a step is its own inverse), then run
     :func:`pyro_boltzmann.testing.check_block` on it.
 
@@ -121,7 +122,8 @@ class StochasticBlock(FusedTransform):
         return total
 
     def run(self, x: Tensor, noise: Tensor, memo: EnergyMemo | None = None, *, inverse: bool = False) -> BlockResult:
-        """Apply the bijection (or its inverse) to ``x`` ``(*batch, dim)`` and flat ``noise`` ``(*batch, noise_dim)``."""
+        """Apply the bijection (or its inverse) to ``x`` ``(*batch, dim)`` and flat ``noise`` ``(*batch,
+        noise_dim)``."""
         memo = EnergyMemo() if memo is None else memo
         slots = list(noise.split(self.step_noise_dim, -1)) if self.noise_dim else [noise] * self.num_repeats
         order = range(self.num_repeats)
@@ -192,6 +194,10 @@ class StochasticBlock(FusedTransform):
         value = self._positive(name, index)
         return value if torch.is_grad_enabled() or value.is_cuda else float(value)
 
+    def _log(self, name: str) -> Tensor:
+        value: Tensor = getattr(self, f"log_{name}")
+        return value
+
     def _positive(self, name: str, index: int) -> Tensor:
-        log_value: Tensor = getattr(self, f"log_{name}")
+        log_value = self._log(name)
         return (log_value if log_value.dim() == 0 else log_value[index]).exp()

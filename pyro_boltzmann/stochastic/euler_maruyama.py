@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_boltzmann.energies.memo import EnergyMemo
+from pyro_boltzmann.energies.tracing import is_tracing
 from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock
 from pyro_boltzmann.stochastic.noise import NoisePart, Parts
@@ -25,8 +26,8 @@ class EulerMaruyamaTransform(StochasticBlock):
         y = m_f(x) + s_f(x)\,\xi, \qquad \xi' = \frac{x - m_b(y)}{s_b(y)}, \qquad
         \log|\det| = \sum \log s_f(x) - \sum \log s_b(y).
 
-    Any means and any positive scales give exact weights, so both kernels may be networks. Weights behave well only where
-    the backward kernel is close to the reversal of the forward one: look at k-hat.
+    Any means and any positive scales give exact weights, so both kernels may be networks. Weights behave well only
+    where the backward kernel is close to the reversal of the forward one: look at k-hat.
 
     :param dim: dimension of x.
     :param forward: ``x -> (mean, scale)``; an ``nn.Module`` is registered and trained.
@@ -57,7 +58,7 @@ class EulerMaruyamaTransform(StochasticBlock):
         scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
         if mean.shape != x.shape:
             raise ShapeError(f"the {name} kernel must return a mean of shape {tuple(x.shape)}, got {tuple(mean.shape)}")
-        if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not bool((scale > 0).all()):
+        if not torch.compiler.is_compiling() and not is_tracing() and not bool((scale > 0).all()):
             raise ValueError(f"the {name} kernel returned a scale that is not positive; use exp or softplus")
         return mean, scale.expand(x.shape)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.energies.annealed import AnnealedEnergy
+from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.energies.memo import EnergyMemo
 
 __all__ = ["bounded_gradient", "shift"]
@@ -23,7 +23,8 @@ def bounded_gradient(
     if max_force is None:
         return gradient
     norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).clamp_min(max_force)
-    return gradient * (max_force / norm)
+    clipped: Tensor = gradient * (max_force / norm)
+    return clipped
 
 
 def shift(x: Tensor, scale: float | Tensor, direction: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.evaluation import Energy
@@ -24,9 +23,9 @@ class LangevinTransform(StochasticBlock):
         \xi' = \frac{x - y + \epsilon \nabla u(y)}{\sqrt{2 \epsilon}}
              = -\xi + \sqrt{\epsilon / 2}\, (\nabla u(x) + \nabla u(y)), \qquad \log|\det| = 0.
 
-    The noise of the way back is computed in its second form, which is right at :math:`\epsilon = 0` too. The force at y is
-    the force at x of the next step: n steps cost n + 1 force calls. A force that is not finite counts as zero at both
-    ends, and a clipped one is clipped at both ends, so weights stay exact.
+    The noise of the way back is computed in its second form, which is right at :math:`\epsilon = 0` too. The force at
+    y is the force at x of the next step: n steps cost n + 1 force calls. A force that is not finite counts as zero at
+    both ends, and a clipped one is clipped at both ends, so weights stay exact.
 
     :param energy: :math:`u`, ``(*batch, dim) -> (*batch)``.
     :param dim: dimension of x.
@@ -63,7 +62,7 @@ class LangevinTransform(StochasticBlock):
     @property
     def step_size(self) -> Tensor:
         r""":math:`\epsilon`, a scalar or ``(num_steps,)``."""
-        return self.log_step_size.exp()
+        return self._log("step_size").exp()
 
     def _move(self, x: Tensor, xi: Tensor, memo: EnergyMemo, index: int) -> tuple[Tensor, Tensor, EnergyMemo, StepInfo]:
         r"""``(y, v, memo at y, info)`` with :math:`v = \sqrt{\epsilon/2} (\nabla u(x) + \nabla u(y)) = \xi + \xi'`."""

@@ -65,12 +65,13 @@ class LeapfrogTransform(StochasticBlock):
         self.num_steps = int(num_steps)
         self.max_force = max_force
         self._set_positive("step_size", step_size, learnable=learnable)
+        self.sqrt_mass: Tensor
         self.register_buffer("sqrt_mass", _sqrt_mass(mass, dim))
 
     @property
     def step_size(self) -> Tensor:
         """h, a scalar or ``(num_trajectories,)``."""
-        return self.log_step_size.exp()
+        return self._log("step_size").exp()
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
         (n,) = noise

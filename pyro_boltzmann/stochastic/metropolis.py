@@ -13,6 +13,7 @@ from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.held import hold
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.energies.rows import RowMask
+from pyro_boltzmann.energies.tracing import is_tracing
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock, StreamResult
 from pyro_boltzmann.stochastic.info import BlockInfo, StepInfo
 from pyro_boltzmann.stochastic.noise import NoisePart, Parts, sample_part
@@ -26,7 +27,8 @@ DIVERGENCE = 1000.0
 class MetropolisAdjusted(StochasticBlock):
     r"""Each step of an involutive proposal, accepted or rejected: again an involution.
 
-    One more noise variable :math:`E \sim \mathrm{Exp}(1)` decides. With :math:`(y, n') = ` proposal :math:`(x, n)` and
+    One more noise variable :math:`E \sim \mathrm{Exp}(1)` decides. With :math:`(y, n') = ` proposal :math:`(x, n)`
+    and
 
     .. math:: \Delta H = u(y) - u(x) - \log p(n') + \log p(n) - \log|\det|,
 
@@ -35,10 +37,10 @@ class MetropolisAdjusted(StochasticBlock):
     A move whose energy is not finite at either end is rejected.
 
     **Gradients.** Within a branch everything is smooth, but the map jumps at :math:`E = \Delta H`. The ``"pathwise"``
-    gradient ignores the jump: it is biased (by a quarter of its size on the double well at :math:`\lambda = 0.5`), exact
-    only where the block's energy is the target's. Use it with ``adapt=True``, which steers the proposal's scale towards
-    ``target_acceptance`` instead of differentiating it. The ``"score"`` gradient integrates E out and adds the score of the
-    branch probabilities; it is unbiased, with more variance, and needs
+    gradient ignores the jump: it is biased (by a quarter of its size on the double well at :math:`\lambda = 0.5`),
+    exact only where the block's energy is the target's. Use it with ``adapt=True``, which steers the proposal's scale
+    towards ``target_acceptance`` instead of differentiating it. The ``"score"`` gradient integrates E out and adds
+    the score of the branch probabilities; it is unbiased, with more variance, and needs
     :class:`~pyro_boltzmann.infer.ReverseKL`, which :func:`~pyro_boltzmann.fit` uses by itself.
 
     :param proposal: a block whose step is an involution: random walk, Langevin (then it is MALA), leapfrog (HMC),
@@ -96,7 +98,7 @@ class MetropolisAdjusted(StochasticBlock):
         log_ratio = self.proposal._log_prob(proposed.noise) - self.proposal._log_prob(tuple(inner)) + proposed.ladj
         delta = energy_y - energy_x - log_ratio
         finite = _finite_ends(energy_x, energy_y, delta)
-        if torch.is_grad_enabled() and not torch.jit.is_tracing() and not bool(finite.all()):
+        if torch.is_grad_enabled() and not is_tracing() and not bool(finite.all()):
             return self._step_on_rows(finite, x, noise, memo, index)
         accept = finite & (threshold[..., 0] > delta)
         mask = accept.unsqueeze(-1)
@@ -109,7 +111,8 @@ class MetropolisAdjusted(StochasticBlock):
         return StepResult(rows.select(proposed.x, x), (*outgoing, threshold), ladj, after, info)
 
     def _step_on_rows(self, rows: Tensor, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
-        """The step with rejected non-finite rows kept out of the graph, where they would send NaN gradients upstream."""
+        """The step with rejected non-finite rows kept out of the graph, where they would send NaN gradients
+        upstream."""
         kept = self.step(x[rows], tuple(part[rows] for part in noise), memo.rows(rows), index)
         after = {
             key: (_put(value, rows, kept.memo.entries[key][0]), None)
@@ -132,7 +135,7 @@ class MetropolisAdjusted(StochasticBlock):
             return super().stream(x, memo, generator, inverse=inverse)
         memo = EnergyMemo() if memo is None else memo
         x = by_columns(x)
-        start = current = None
+        start: Tensor | None = None
         infos = []
         for index in reversed(range(self.num_repeats)) if inverse else range(self.num_repeats):
             noise = tuple(sample_part(part, x.shape[:-1], x, generator) for part in self.proposal.step_noise)
@@ -152,6 +155,7 @@ class MetropolisAdjusted(StochasticBlock):
             x, memo = rows.select(y, x), proposed.where(rows, memo)
             current = memo.value(self.energy, x)
             infos.append(self._info(accept, delta, finite))
+        assert start is not None  # a block has at least one step
         # Rows that started outside the support never moved: their contribution is 0, not inf - inf.
         change = torch.where(start.isfinite(), current - start, 0.0)
         return StreamResult(x, -change if inverse else change, memo, BlockInfo.gather(infos))
@@ -163,12 +167,18 @@ class MetropolisAdjusted(StochasticBlock):
             one = torch.ones_like(delta)
             rejected = torch.where(accept | ~finite, one, delta)
             taken = torch.where(accept & finite, delta, one)
-            log_branch = torch.where(accept, -taken.clamp_min(0.0), torch.log(-torch.expm1(-rejected.clamp_min(torch.finfo(delta.dtype).tiny))))
+            log_branch = torch.where(
+                accept,
+                -taken.clamp_min(0.0),
+                torch.log(-torch.expm1(-rejected.clamp_min(torch.finfo(delta.dtype).tiny))),
+            )
             log_branch = torch.where(finite, log_branch, torch.zeros_like(log_branch))
         return StepInfo(
             accepted=accept.sum(),
             divergences=(delta > DIVERGENCE).sum() if hasattr(self.proposal, "energy") else None,
-            nonfinite=torch.zeros((), dtype=torch.long, device=delta.device) if finite is None else total - finite.sum(),
+            nonfinite=torch.zeros((), dtype=torch.long, device=delta.device)
+            if finite is None
+            else total - finite.sum(),
             total=total,
             log_branch=log_branch,
         )

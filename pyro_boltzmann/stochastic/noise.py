@@ -44,4 +44,4 @@ def part_log_prob(part: NoisePart, noise: Tensor) -> Tensor:
 
 def split_parts(noise: Tensor, parts: tuple[NoisePart, ...]) -> Parts:
     """Cut the flat noise of one step, ``(*batch, sum of sizes)``, into its parts."""
-    return noise.split([part.size for part in parts], dim=-1)
+    return tuple(noise.split([part.size for part in parts], dim=-1))

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions.transforms import ComposeTransform, _InverseTransform
 
 from pyro_boltzmann.energies.memo import EnergyMemo
+from pyro_boltzmann.energies.tracing import is_tracing
 from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.stochastic.block import StochasticBlock
 from pyro_boltzmann.stochastic.info import BlockInfo
@@ -133,7 +134,7 @@ class PathTransform(FusedTransform):
 
     def _flow(self, block: Any, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         y, ladj = (inverse_and_ladj if inverse else call_and_ladj)(block, x)
-        if not torch.jit.is_tracing() and y.shape != x.shape:
+        if not is_tracing() and y.shape != x.shape:
             raise ShapeError(f"{type(block).__name__} mapped shape {tuple(x.shape)} to {tuple(y.shape)}")
         return y, ladj
 

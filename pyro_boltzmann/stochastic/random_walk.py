@@ -43,7 +43,7 @@ class RandomWalkTransform(StochasticBlock):
     @property
     def scale(self) -> Tensor:
         """The step, a scalar or ``(num_steps,)``."""
-        return self.log_scale.exp()
+        return self._log("scale").exp()
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
         (xi,) = noise

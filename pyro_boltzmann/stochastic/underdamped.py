@@ -41,7 +41,8 @@ class UnderdampedLangevinTransform(StochasticBlock):
     :param learnable: make the step size and the friction parameters.
     :param max_force: clip the norm of the gradient.
 
-    Source: Leimkuhler and Matthews, Appl. Math. Res. Express 2013 (BAOAB); Bussi and Parrinello, Phys. Rev. E 75 (OBABO).
+    Source: Leimkuhler and Matthews, Appl. Math. Res. Express 2013 (BAOAB); Bussi and Parrinello, Phys. Rev. E 75
+    (OBABO).
 
     >>> import torch
     >>> block = UnderdampedLangevinTransform(lambda x: x.pow(3).sum(-1), 2, step_size=0.1, num_steps=4)
@@ -79,17 +80,18 @@ class UnderdampedLangevinTransform(StochasticBlock):
         self.max_force = max_force
         self._set_positive("step_size", step_size, learnable=learnable)
         self._set_positive("friction", friction, learnable=learnable)
+        self.sqrt_mass: Tensor
         self.register_buffer("sqrt_mass", _sqrt_mass(mass, dim))
 
     @property
     def step_size(self) -> Tensor:
         """h, a scalar or ``(num_trajectories,)``."""
-        return self.log_step_size.exp()
+        return self._log("step_size").exp()
 
     @property
     def friction(self) -> Tensor:
         r""":math:`\gamma`."""
-        return self.log_friction.exp()
+        return self._log("friction").exp()
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
         v, kicks = noise

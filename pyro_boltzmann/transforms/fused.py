@@ -10,6 +10,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_boltzmann.energies.tracing import is_tracing
 from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["FusedTransform"]
@@ -27,7 +28,7 @@ _Key = tuple[bool, tuple[tuple[int, int], ...]]
 """Grad mode, and the identity and version of every parameter and buffer."""
 
 
-class FusedTransform(TransformModule):  # type: ignore[misc]
+class FusedTransform(TransformModule):
     """A bijection of vectors that returns its value and its log-determinant in one pass.
 
     Subclasses implement :meth:`call_and_ladj` and :meth:`inverse_and_ladj`; everything that
@@ -46,11 +47,12 @@ class FusedTransform(TransformModule):  # type: ignore[misc]
     """Size of the last dimension; checked once, here."""
 
     def __init__(self, *, cache_size: int = 1) -> None:
-        super().__init__(cache_size=cache_size)
+        super().__init__(cache_size=cache_size)  # type: ignore[no-untyped-call]
         self._cached: _Cached | None = None
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""``x`` of shape ``(*batch, width)`` to ``y`` (same shape) and :math:`\log|\det \partial y/\partial x|` ``(*batch)``."""
+        r"""``x`` of shape ``(*batch, width)`` to ``y`` (same shape) and :math:`\log|\det \partial y/\partial x|`
+        ``(*batch)``."""
         raise NotImplementedError
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +60,7 @@ class FusedTransform(TransformModule):  # type: ignore[misc]
         raise NotImplementedError
 
     def check_width(self, x: Tensor) -> None:
-        if torch.jit.is_tracing():
+        if is_tracing():
             return
         if x.dim() < 1 or x.shape[-1] != self.width:
             raise ShapeError(
@@ -125,6 +127,6 @@ class FusedTransform(TransformModule):  # type: ignore[misc]
             self._cached = cached
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = dict(super().__getstate__())
+        state: dict[str, Any] = dict(super().__getstate__())  # type: ignore[no-untyped-call]
         state["_cached"] = None
         return state

@@ -31,7 +31,8 @@ class InverseTransform(FusedTransform):
     def __init__(self, base: Any, *, width: int | None = None, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         known = getattr(base, "width", getattr(base, "input_dim", None))
-        self.width = int(width if width is not None else known) if (width or known) else -1
+        chosen = known if width is None else width
+        self.width = -1 if chosen is None else int(chosen)
         if isinstance(base, nn.Module):
             self.base = base
         else:

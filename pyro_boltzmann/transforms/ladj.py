@@ -130,9 +130,11 @@ def as_transform(block: Any) -> Transform:
         return block
     zuko_lazy = sys.modules.get("zuko.lazy")  # an extra: a zuko object exists only if its user imported zuko
     if zuko_lazy is not None and isinstance(block, zuko_lazy.Flow):
-        return block.transform().inv
+        inverse: Transform = block.transform().inv
+        return inverse
     if zuko_lazy is not None and isinstance(block, zuko_lazy.LazyTransform):
-        return block()
+        produced: Transform = block()
+        return produced
     raise TypeError(
         "a block must be a stochastic block, a Pyro or torch Transform, or a zuko flow or lazy transform; "
         f"got {type(block).__name__}"

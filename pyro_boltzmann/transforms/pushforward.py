@@ -17,9 +17,9 @@ class PushforwardEnergy:
 
     .. math:: u_q(x) = u_0(F^{-1}(x)) - \log |\det \partial F^{-1} / \partial x| .
 
-    As the reference of an :class:`~pyro_boltzmann.AnnealedEnergy` it lets the stochastic blocks behind a flow anneal from
-    the *flow's own density* to the target. Those blocks only have to mend what the flow got wrong, which takes few steps:
-    annealing from the base instead would undo the flow first.
+    As the reference of an :class:`~pyro_boltzmann.AnnealedEnergy` it lets the stochastic blocks behind a flow anneal
+    from the *flow's own density* to the target. Those blocks only have to mend what the flow got wrong, which takes
+    few steps: annealing from the base instead would undo the flow first.
 
     :param base: :math:`u_0`, ``(*batch, dim) -> (*batch)``, the normalised energy of the path's base.
     :param transforms: the layers, in the order in which x meets them; deterministic ones only.

@@ -73,7 +73,7 @@ def test_pyro_guide_finds_the_conjugate_posterior(objective):
 def test_stochastic_flow_of_a_pyro_program():
     torch.manual_seed(0)
     guide = pb.AutoStochasticFlow(conjugate, lambda u, d: [T.Spline(d, bound=4.0), LangevinTransform(u, d, 0.05)])
-    result = pb.fit(conjugate, guide, DATA, num_steps=120, learning_rate=0.03, **QUIET)
+    result = pb.fit(conjugate, guide, DATA, num_steps=150, learning_rate=0.05, schedule="cosine", **QUIET)
     assert result.history["elbo"][-1] == pytest.approx(EVIDENCE, abs=0.05)
     assert result.history["ess"][-1] > 0.9
 
@@ -343,7 +343,7 @@ def test_energy_without_lower_bound(energy, tmp_path):
     file = tmp_path / "run.safetensors"
     model, guide = flow(energy)
     with pytest.raises(EnergyError, match=r"unbounded below.*sign of the energy|not finite") as caught:
-        pb.fit(model, guide, num_steps=5000, num_particles=16, learning_rate=0.05, checkpoint=file, **QUIET)
+        pb.fit(model, guide, num_steps=5000, num_particles=16, learning_rate=0.2, checkpoint=file, **QUIET)
     assert "after update" in caught.value.__notes__[0]
     assert pb.infer.load_checkpoint(file)[1]["result"]["steps"] > 1
 

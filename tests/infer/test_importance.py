@@ -245,6 +245,21 @@ def test_diverged_paths_are_counted_and_weigh_nothing():
     assert draws.energy[~lost].isfinite().all()
 
 
+def test_density_that_overflows_weighs_nothing():
+    """A state can be finite where the volume of the map is not."""
+
+    class Singular(T.AffineTransform):
+        def log_abs_det_jacobian(self, x, y):
+            return torch.where(x > 1.0, torch.inf, super().log_abs_det_jacobian(x, y))
+
+    model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 1)
+    guide = pb.AutoStochasticFlow(model, lambda energy, dim: [Singular(0.0, 1.0)])
+    draws = pb.importance_sample(model, guide, num_samples=200, seed=0)
+    lost = draws.samples["x"][:, 0] > 1.0
+    assert draws.info["diverged"] == int(lost.sum()) > 10
+    assert draws.log_weights[lost].isneginf().all()
+
+
 @pytest.mark.parametrize("make_guide", [AutoNormal, AutoMultivariateNormal])
 def test_automatic_guides(make_guide):
     """log evidence of a plated model with a constrained site, by the same model's hand-written guide and by quadrature

@@ -226,7 +226,10 @@ def test_longer_run_continues_a_finished_one(tmp_path):
     finished = resumed("constant", file)
     assert_same(finished, first)
     assert finished[1].stopped == "steps"
+    remembered = load_checkpoint(file)[1]["run"]["first_elbo"]
+    assert remembered is not None
     longer = resumed("constant", file, num_steps=STEPS + 20)
+    assert load_checkpoint(file)[1]["run"]["first_elbo"] == remembered
     model, guide = build("constant")
     assert_same(longer, (guide, pb.fit(model, guide, **(settings("constant") | {"num_steps": STEPS + 20}))))
 

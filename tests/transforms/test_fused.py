@@ -52,28 +52,52 @@ def test_sampling_and_its_density_cost_one_pass() -> None:
     assert scale.passes == 2
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "clipped_adam", "buffer", "load_state_dict"])
-def test_the_same_data_after_a_step_have_the_new_density(optimiser: str) -> None:
+def move(scale: Scale, how: str, loss: Tensor) -> None:
+    """Change the transform as an optimiser, an adaptation or a checkpoint would."""
+    if how == "buffer":
+        scale.offset.add_(1.0)
+    elif how == "load_state_dict":
+        scale.load_state_dict({"scale": torch.tensor(5.0), "offset": torch.tensor(0.0)})
+    else:
+        loss.backward()
+        kind = torch.optim.SGD if how == "sgd" else pyro.optim.clipped_adam.ClippedAdam
+        kind(scale.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("how", ["sgd", "clipped_adam", "buffer", "load_state_dict"])
+def test_the_same_data_after_a_step_have_the_new_density(how: str) -> None:
     """Pyro's ClippedAdam writes to ``parameter.data``, which no version counter sees."""
     scale = Scale()
     law = dist.TransformedDistribution(base(), [scale])
     data = torch.ones(5, 2)
     before = law.log_prob(data).sum()
-    y = scale(data)
-    if optimiser == "buffer":
-        scale.offset.add_(1.0)
-    elif optimiser == "load_state_dict":
-        scale.load_state_dict({"scale": torch.tensor(5.0), "offset": torch.tensor(0.0)})
-    else:
-        before.neg().backward()
-        kind = torch.optim.SGD if optimiser == "sgd" else pyro.optim.clipped_adam.ClippedAdam
-        kind(scale.parameters(), lr=0.1).step()
+    move(scale, how, -before)
+    after = law.log_prob(data).sum().detach()
     truth = dist.Normal(scale.offset, scale.scale.detach().abs()).expand([2]).to_event(1).log_prob(data).sum()
-    torch.testing.assert_close(law.log_prob(data).sum().detach(), truth)
+    torch.testing.assert_close(after, truth)
     assert not torch.isclose(before, truth)
-    torch.testing.assert_close(scale(data), data * scale.scale + scale.offset)
-    if optimiser != "clipped_adam":
-        torch.testing.assert_close(scale.inv(y), (y - scale.offset) / scale.scale)
+
+
+@pytest.mark.parametrize("how", ["sgd", "clipped_adam", "buffer", "load_state_dict"])
+def test_the_same_input_after_a_step_has_the_new_image(how: str) -> None:
+    scale = Scale()
+    x = torch.ones(5, 2)
+    old = scale(x)
+    move(scale, how, scale(x).sum())
+    torch.testing.assert_close(scale(x), x * scale.scale + scale.offset)
+    assert not torch.equal(scale(x), old)
+
+
+@pytest.mark.parametrize("how", ["sgd", "buffer", "load_state_dict"])
+def test_an_image_from_before_a_step_is_inverted_anew(how: str) -> None:
+    scale = Scale()
+    y = scale(torch.ones(5, 2))
+    move(scale, how, y.sum())
+    torch.testing.assert_close(scale.inv(y), (y - scale.offset) / scale.scale)
+    y = scale(torch.ones(5, 2)).detach()
+    x = scale.inv(y)
+    move(scale, how, x.sum())
+    torch.testing.assert_close(scale(x), x * scale.scale + scale.offset)
 
 
 def test_the_cache_respects_grad_mode() -> None:

@@ -77,7 +77,7 @@ def logistic_regression(features: Tensor, labels: Tensor | None = None) -> Tenso
     torch.Size([5])
     """
     zeros = features.new_zeros(features.shape[-1])
-    weights: Tensor = pyro.sample("weights", dist.Normal(zeros, 1.0).to_event(1))  # type: ignore[no-untyped-call]
+    weights: Tensor = pyro.sample("weights", dist.Normal(zeros, 1.0).to_event(1))
     with pyro.plate("data", len(features), dim=-1):
         logits = (features.to(weights) * weights).sum(-1)
         pyro.sample("y", dist.Bernoulli(logits=logits), obs=None if labels is None else labels.to(weights))
