@@ -154,10 +154,12 @@ def _sample_stats(ws: WeightedSamples) -> dict[str, NDArray[Any]]:
 
 
 def _root_attrs(ws: WeightedSamples, resample: str) -> dict[str, Any]:
+    # Arrays of info (such as the unconstrained latents) follow from the draws; as JSON they would dwarf the file.
+    info = {name: value for name, value in ws.info.items() if not isinstance(value, Tensor)}
     attrs: dict[str, Any] = {
         "resample": resample,
         "site_names": json.dumps(list(ws.samples)),
-        "record": json.dumps({"evaluations": ws.evaluations, "seconds": ws.seconds, "info": ws.info}, default=_as_json),
+        "record": json.dumps({"evaluations": ws.evaluations, "seconds": ws.seconds, "info": info}, default=_as_json),
     }
     with contextlib.suppress(PyroBoltzmannError):
         attrs |= {

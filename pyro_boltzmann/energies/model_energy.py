@@ -110,6 +110,7 @@ class ModelEnergy:
         other.args, other.kwargs = args, kwargs
         other.prototype_trace = other._run_prototype()
         other.layout = LatentLayout.of_trace(other.prototype_trace)
+        other.site_names, other.latent_dim = other.layout.site_names, other.layout.latent_dim
         if other.site_names != self.site_names or other.latent_dim != self.latent_dim:
             raise ModelError(
                 f"with these arguments the program has latents {list(other.site_names)} of "

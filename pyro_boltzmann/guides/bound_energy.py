@@ -37,20 +37,10 @@ class BoundEnergy:
         if self._energy is not None and self._call is not None and _same(self._call, (args, kwargs)):
             return
         if isinstance(self._energy, ModelEnergy):
-            self._energy = self._check_latents(self._energy, self._energy.with_arguments(*args, **kwargs))
+            self._energy = self._energy.with_arguments(*args, **kwargs)
         else:
             self._energy = ModelEnergy(self.model, *args, **kwargs)
         self._call = (args, kwargs)
-
-    @staticmethod
-    def _check_latents(old: ModelEnergy, new: ModelEnergy) -> ModelEnergy:
-        if new.layout.latent_dim != old.layout.latent_dim or new.layout.site_names != old.layout.site_names:
-            raise ModelError(
-                f"with these arguments the program has latents {list(new.layout.site_names)} of "
-                f"{new.layout.latent_dim} dimensions, before it had {list(old.layout.site_names)} of "
-                f"{old.layout.latent_dim}; build a new guide for it"
-            )
-        return new
 
     @property
     def current(self) -> Energy:

@@ -135,6 +135,8 @@ class StochasticBlock(FusedTransform):
             slots[index] = torch.cat(parts, -1) if len(parts) != 1 else parts[0]
             ladj = ladj + step_ladj
             infos.append(info)
+        if inverse:
+            infos.reverse()
         return BlockResult(x, torch.cat(slots, -1), ladj, memo, BlockInfo.gather(infos))
 
     def stream(
@@ -155,6 +157,8 @@ class StochasticBlock(FusedTransform):
             x, ratio, memo, info = self.stream_step(x, noise, memo, index, inverse=inverse)
             log_ratio = log_ratio + ratio
             infos.append(info)
+        if inverse:
+            infos.reverse()
         return StreamResult(x, -log_ratio if inverse else log_ratio, memo, BlockInfo.gather(infos))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,8 @@ class MetropolisAdjusted(StochasticBlock):
             x, memo = rows.select(y, x), proposed.where(rows, memo)
             current = memo.value(self.energy, x)
             infos.append(self._info(accept, delta, finite))
+        if inverse:
+            infos.reverse()
         assert start is not None  # a block has at least one step
         # Rows that started outside the support never moved: their contribution is 0, not inf - inf.
         change = torch.where(start.isfinite(), current - start, 0.0)

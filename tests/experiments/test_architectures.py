@@ -52,8 +52,8 @@ def test_scales_reach_their_acceptance_rate() -> None:
     adapt_scales(guide, seed=4)
     with torch.no_grad():
         after = [block.acceptance for block in guide.sample_paths(5_000).infos if block is not None]
-    assert max(abs(a - 0.234) for a in after) < 0.06
-    assert max(abs(b - 0.234) for b in before) > max(abs(a - 0.234) for a in after)
+    assert max(abs(a - 0.4) for a in after) < 0.06
+    assert max(abs(b - 0.4) for b in before) > max(abs(a - 0.4) for a in after)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])

@@ -263,3 +263,17 @@ def test_training_beside_a_wall_has_finite_gradients(kind: str) -> None:
     assert math.isfinite(float(loss.detach()))
     for name, p in guide.named_parameters():
         assert p.grad is not None and math.isfinite(float(p.grad)) and float(p.grad) != 0, name
+
+
+@pytest.mark.parametrize("with_graph", [False, True])
+def test_acceptance_by_step_keeps_the_order_of_steps_backwards(with_graph: bool) -> None:
+    """A tiny first step is nearly always accepted, a huge second one hardly ever, whichever way the path runs."""
+    torch.manual_seed(0)
+    walk = RandomWalkTransform(2, scale=[1e-3, 50.0], num_steps=2)
+    block = MetropolisAdjusted(walk, lambda x: 0.5 * x.square().sum(-1))
+    for inverse in (False, True):
+        with torch.set_grad_enabled(with_graph):
+            info = block.stream(torch.randn(500, 2), inverse=inverse).info
+        assert info.accepted_by_step is not None
+        first, second = info.accepted_by_step.tolist()
+        assert first > 450 and second < 50
