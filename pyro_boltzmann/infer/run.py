@@ -183,8 +183,17 @@ class TrainingRun:
             elbo, ess = _elbo_and_ess(paths)
         elif not isinstance(self.recipe.elbo, ForwardKL) and (self.recipe.elbo is not None or not phase.forward_kl):
             elbo = -loss
+        elif self.recipe.elbo is None and isinstance(self.guide, AutoStochasticFlow):
+            elbo, ess = self._look_forward(self.guide)
         evaluations, seconds = result.spent, result.seconds
         result.record(step=result.steps, elbo=elbo, ess=ess, evaluations=evaluations, seconds=seconds, **row)
+
+    def _look_forward(self, guide: AutoStochasticFlow) -> tuple[float, float]:
+        """ELBO and ESS where the update drew no forward paths: a batch of its own, whose random numbers are put back."""
+        with torch.no_grad(), kept_generators(), count_evaluations() as count:
+            paths = guide.sample_paths(self.recipe.num_particles, *self.args, **self.kwargs)
+        self.result.evaluations = self.result.evaluations + count
+        return _elbo_and_ess(paths)
 
     def tick(self) -> None:
         """Add the time since the last tick to the result."""
