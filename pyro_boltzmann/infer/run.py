@@ -189,7 +189,7 @@ class TrainingRun:
         result.record(step=result.steps, elbo=elbo, ess=ess, evaluations=evaluations, seconds=seconds, **row)
 
     def _look_forward(self, guide: AutoStochasticFlow) -> tuple[float, float]:
-        """ELBO and ESS where the update drew no forward paths: a batch of its own, whose random numbers are put back."""
+        """ELBO and ESS where the update drew no forward paths: of a batch whose random numbers are put back."""
         with torch.no_grad(), kept_generators(), count_evaluations() as count:
             paths = guide.sample_paths(self.recipe.num_particles, *self.args, **self.kwargs)
         self.result.evaluations = self.result.evaluations + count
