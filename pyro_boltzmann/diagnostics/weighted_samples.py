@@ -214,7 +214,9 @@ class WeightedSamples:
             and _same(self.log_weights, other.log_weights)
             and _same(self.log_q, other.log_q)
             and _same(self.energy, other.energy)
-            and (self.evaluations, self.seconds, self.info) == (other.evaluations, other.seconds, other.info)
+            and (self.evaluations, self.seconds) == (other.evaluations, other.seconds)
+            and self.info.keys() == other.info.keys()
+            and all(_same_record(value, other.info[name]) for name, value in self.info.items())
         )
 
     def summary(self) -> str:
@@ -238,6 +240,12 @@ class WeightedSamples:
         return "\n".join(lines)
 
     __repr__ = summary
+
+
+def _same_record(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):  # whose == is no bool
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and _same(a, b)
+    return bool(a == b)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

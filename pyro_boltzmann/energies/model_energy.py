@@ -104,11 +104,17 @@ class ModelEnergy:
 
         The strategy is kept: arguments of one program differ in their numbers, not in how it broadcasts.
 
-        :raises ModelError: if the latents change in number or shape.
+        Without its data (as in ``Predictive(model, guide=guide)(x)``) a program has more latents, the data among them. Then
+        the energy stays the one it was, as Pyro's own guides keep what they were trained on.
+
+        :raises ModelError: if the latents change in number or shape in any other way.
         """
         other = copy.copy(self)
         other.args, other.kwargs = args, kwargs
         other.prototype_trace = other._run_prototype()
+        latents = {name for name, _ in other.prototype_trace.iter_stochastic_nodes()}
+        if set(self.site_names) < latents:
+            return self
         other.layout = LatentLayout.of_trace(other.prototype_trace)
         other.site_names, other.latent_dim = other.layout.site_names, other.layout.latent_dim
         if other.site_names != self.site_names or other.latent_dim != self.latent_dim:

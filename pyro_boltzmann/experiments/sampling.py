@@ -32,6 +32,7 @@ __all__ = ["UnknownSamplerError", "run"]
 
 HISTORY_ROWS = 400
 BATCH = 2**14
+IN_MEMORY = "; all draws are on this error's .samples"
 
 
 class UnknownSamplerError(PyroBoltzmannError, KeyError):
@@ -135,8 +136,9 @@ class _Run:
         try:
             self.draw(self.num_samples, None)
         except NonFiniteEnergyError as unusable:
+            reason = str(error).replace(IN_MEMORY, "")  # a caller's remedy, of no use on the command line
             raise NonFiniteEnergyError(
-                f"training stopped: {error}; {unusable.count} of {self.num_samples} draws of the sampler as it stood "
+                f"training stopped: {reason}; {unusable.count} of {self.num_samples} draws of the sampler as it stood "
                 f"have no finite energy; all were saved to {unusable.saved_to}",
                 count=unusable.count,
                 samples=unusable.samples,
@@ -157,7 +159,7 @@ class _Run:
             if isinstance(error.samples, WeightedSamples):
                 self._record(error.samples, fitted)
                 error.samples.save(path)
-            text = str(error).replace("; all draws are on this error's .samples", "")
+            text = str(error).replace(IN_MEMORY, "")
             raise NonFiniteEnergyError(
                 f"{text}; all draws were saved to {path}", count=error.count, samples=error.samples, saved_to=str(path)
             ) from error

@@ -12,6 +12,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics.weights import kish_ess
+from pyro_boltzmann.energies.evaluation import count_evaluations, record_evaluations
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.exceptions import ModelError
 from pyro_boltzmann.guides import AutoStochasticFlow, WeightedPath
@@ -106,15 +107,18 @@ class TraceDrawer:
             if self.shapes is None:
                 self._inspect(args, kwargs)
             assert self.shapes is not None
-            _, model_trace, guide_trace = vectorized_importance_weights(
-                self.model,
-                self.guide,
-                *args,
-                num_samples=size,
-                max_plate_nesting=self.plates,
-                normalized=False,
-                **kwargs,
-            )
+            with count_evaluations() as count:
+                _, model_trace, guide_trace = vectorized_importance_weights(
+                    self.model,
+                    self.guide,
+                    *args,
+                    num_samples=size,
+                    max_plate_nesting=self.plates,
+                    normalized=False,
+                    **kwargs,
+                )
+        # A program that holds no energy of ours has counted nothing.
+        record_evaluations(max(0, size - count.values))
         self.terms.append((_log_prob(model_trace, size), _log_prob(guide_trace, size)))
         self.samples.append(
             {name: model_trace.nodes[name]["value"].reshape(size, *shape) for name, shape in self.shapes.items()}

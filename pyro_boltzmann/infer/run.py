@@ -88,6 +88,7 @@ class TrainingRun:
         self.reverse.last_paths, self.reverse.left_out = None, False
         with count_evaluations() as count:
             loss = self._backward(phase)
+        self._count_programs(count)
         nonfinite = self._count_nonfinite()
         self._refuse_unbounded(loss, phase)
         max_norm = math.inf if recipe.clip_norm is None else recipe.clip_norm
@@ -127,6 +128,13 @@ class TrainingRun:
             loss.backward()
         return float(loss.detach())
 
+    def _count_programs(self, count: EvaluationCount) -> None:
+        """Where Pyro itself runs the program, once a particle, nobody has counted unless it holds an energy."""
+        elbo: Any = self.recipe.elbo or self.reverse
+        if not isinstance(self.guide, AutoStochasticFlow) or not isinstance(elbo, PathObjective):
+            count.values = max(count.values, elbo.num_particles)
+            count.gradients = max(count.gradients, elbo.num_particles)
+
     def _reverse_objective(self) -> PathObjective:
         """The objective whose paths are drawn from the guide."""
         elbo = self.recipe.elbo
@@ -149,13 +157,17 @@ class TrainingRun:
         return count
 
     def _refuse_unbounded(self, loss: float, phase: Phase) -> None:
-        if not math.isfinite(loss) or (self.recipe.elbo is None and phase.forward_kl):
+        elbo = -loss
+        if self.recipe.elbo is None and phase.forward_kl:  # a mixture: the ELBO of its paths, or of the last row
+            paths, rows = self.reverse.last_paths, self.result.history.get("elbo", [])
+            elbo = float(paths.log_weight.mean()) if paths is not None else rows[-1] if rows else math.nan
+        if not math.isfinite(elbo):
             return
         if self.first_elbo is None:
-            self.first_elbo = -loss
-        if -loss > UNBOUNDED or -loss > UNBOUNDED_GROWTH * (1 + abs(self.first_elbo)):
+            self.first_elbo = elbo
+        if elbo > UNBOUNDED or elbo > UNBOUNDED_GROWTH * (1 + abs(self.first_elbo)):
             raise EnergyError(
-                f"the ELBO went from {self.first_elbo:.3g} to {-loss:.3g}: the energy looks unbounded below, so "
+                f"the ELBO went from {self.first_elbo:.3g} to {elbo:.3g}: the energy looks unbounded below, so "
                 "exp(-energy) has no normaliser. Check the sign of the energy (it is minus the log density) and that "
                 "it grows at infinity"
             )

@@ -58,7 +58,8 @@ class EulerMaruyamaTransform(StochasticBlock):
         scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
         if mean.shape != x.shape:
             raise ShapeError(f"the {name} kernel must return a mean of shape {tuple(x.shape)}, got {tuple(mean.shape)}")
-        if not torch.compiler.is_compiling() and not is_tracing() and not bool((scale > 0).all()):
+        if not torch.compiler.is_compiling() and not is_tracing() and bool((scale <= 0).any()):
+            # NaN passes: one path that overflowed further up must not stop all others, and is counted at the end.
             raise ValueError(f"the {name} kernel returned a scale that is not positive; use exp or softplus")
         return mean, scale.expand(x.shape)
 

@@ -96,6 +96,16 @@ def test_impossible_bounds_are_refused(quality, name, sign):
         report(1e-6)
 
 
+@pytest.mark.parametrize(("number", "error"), [(1, math.inf), (2, 0.01)])
+def test_a_few_draws_refuse_nothing(number, error):
+    """One draw may well lie above log Z; it has no standard error, and two have next to none."""
+    metrics = rows(elbo=10.5, khat=math.inf, truth=Truth(10.0))
+    metrics["elbo"] = Metric(10.5, error)
+    assert build(metrics, num_samples=number)["verdict"] == "unreliable"
+    with pytest.raises(ReportError, match="elbo"):
+        build({**metrics, "elbo": Metric(10.5, 0.01)}, num_samples=25)
+
+
 @pytest.mark.parametrize("quality", ["measured", "bound"])
 def test_a_measured_truth_is_questioned_instead(quality):
     with pytest.warns(UserWarning, match="truth itself may be wrong"):

@@ -126,6 +126,14 @@ def test_file_round_trip(tmp_path, resample, chains):
     assert [p.name for p in path.parent.iterdir()] == ["samples.nc"]
 
 
+def test_equality_looks_into_tensors_of_info():
+    def draws(last):
+        return WeightedSamples(torch.zeros(2), torch.zeros(2), info={"z": torch.tensor([0.0, last]), "n": 1})
+
+    assert draws(1.0).equals(draws(1.0))
+    assert not draws(1.0).equals(draws(2.0))
+
+
 def test_unusable_weights_can_still_be_saved(tmp_path):
     """A run that met NaN loses nothing: the draws are saved before anything raises."""
     ws = WeightedSamples(torch.arange(3.0), torch.tensor([0.0, math.nan, -math.inf]))

@@ -348,6 +348,16 @@ def test_energy_without_lower_bound(energy, tmp_path):
     assert pb.infer.load_checkpoint(file)[1]["result"]["steps"] > 1
 
 
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.0, 1.0)], ids=["mixture", "maximum likelihood"])
+def test_energy_without_lower_bound_is_seen_in_every_objective(weights):
+    """The data follow the runaway, as the draws of a sampler on which it is trained again do."""
+    model, guide = flow(lambda x: -(x.square().sum(-1) ** 4))
+    data = 300.0 * torch.randn(1000, 2)
+    settings = {"objective": [pb.Phase(2000, *weights)], "data": data, "learning_rate": 0.05, "num_particles": 64}
+    with pytest.raises(EnergyError, match=r"unbounded below.*sign of the energy"):
+        pb.fit(model, guide, **settings, **QUIET)
+
+
 def test_growing_elbo_alone_is_no_alarm():
     """A stiff but honest energy: from -1e9 to order one."""
     model, guide = flow(lambda x: 1e8 * quadratic(x) / 100)

@@ -10,6 +10,7 @@ import pyro.distributions.transforms as T
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal
 
 import pyro_boltzmann as pb
@@ -17,7 +18,13 @@ from pyro_boltzmann.diagnostics import from_netcdf
 from pyro_boltzmann.diagnostics.weights import kish_ess
 from pyro_boltzmann.energies.evaluation import count_evaluations
 from pyro_boltzmann.exceptions import ModelError, NonFiniteEnergyError, OutputError
-from pyro_boltzmann.stochastic import LangevinTransform, LeapfrogTransform, MetropolisAdjusted, RandomWalkTransform
+from pyro_boltzmann.stochastic import (
+    EulerMaruyamaTransform,
+    LangevinTransform,
+    LeapfrogTransform,
+    MetropolisAdjusted,
+    RandomWalkTransform,
+)
 
 SIGMAS = 4.5  # two-sided false-alarm rate 7e-6
 DATA = torch.tensor([0.3, -1.1, 2.0])
@@ -168,6 +175,36 @@ def test_generic_guide_evaluates_once_a_draw_and_once_to_inspect():
     draws = pb.importance_sample(model, guide, num_samples=70, batch_size=32, seed=0)
     assert draws.evaluations["sample"] == {"values": 71, "gradients": 0}
     assert_log_z(draws, math.log(2 * math.pi))
+
+
+def test_euler_maruyama_lets_lost_paths_pass_and_refuses_scales_that_are_not_positive():
+    """NaN from further up is one lost path; a scale of zero or below is a wrong kernel."""
+
+    def kernels(scale):
+        return lambda energy, dim: [EulerMaruyamaTransform(dim, lambda x: (x, scale(x)), lambda y: (y, 1.0))]
+
+    model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 1)
+    guide = pb.AutoStochasticFlow(model, kernels(lambda x: torch.where(x > 2.0, torch.nan, 1.0)))
+    draws = pb.importance_sample(model, guide, num_samples=1000, seed=0)
+    assert 5 < draws.info["diverged"] == draws.num_nonfinite < 60  # 23 expected
+    guide = pb.AutoStochasticFlow(model, kernels(lambda x: torch.where(x > 2.0, 0.0, 1.0)))
+    with pytest.raises(ValueError, match="not positive"):
+        pb.importance_sample(model, guide, num_samples=1000, seed=0)
+
+
+def test_runs_of_a_plain_program_are_counted():
+    """A Pyro program without an energy of ours costs one evaluation a draw, and one with its gradient a particle."""
+
+    def program():
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("obs", dist.Normal(mean, 1.0), obs=torch.tensor(0.3))
+
+    guide = AutoNormal(program)
+    draws = pb.importance_sample(program, guide, num_samples=70, batch_size=32, seed=0)
+    assert draws.evaluations["sample"] == {"values": 70, "gradients": 0}
+    for objective, particles in (("reverse_kl", 8), (Trace_ELBO(num_particles=3), 3)):
+        result = pb.fit(program, guide, objective=objective, num_steps=5, num_particles=8, progress=False)
+        assert result.evaluations.to_dict() == {"values": 5 * particles, "gradients": 5 * particles}
 
 
 def test_nothing_keeps_a_graph():
