@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -104,15 +105,16 @@ class ModelEnergy:
 
         The strategy is kept: arguments of one program differ in their numbers, not in how it broadcasts.
 
-        Without its data (as in ``Predictive(model, guide=guide)(x)``) a program has more latents, the data among them. Then
-        the energy stays the one it was, as Pyro's own guides keep what they were trained on.
+        Without its data (as in ``Predictive(model, guide=guide)(x)``) a program has more latents, the data among them.
+        Then the energy stays the one it was, as Pyro's own guides keep what they were trained on.
 
         :raises ModelError: if the latents change in number or shape in any other way.
         """
         other = copy.copy(self)
         other.args, other.kwargs = args, kwargs
         other.prototype_trace = other._run_prototype()
-        latents = {name for name, _ in other.prototype_trace.iter_stochastic_nodes()}
+        nodes = other.prototype_trace.iter_stochastic_nodes()
+        latents = {name for name, site in nodes if not site_is_subsample(site)}
         if set(self.site_names) < latents:
             return self
         other.layout = LatentLayout.of_trace(other.prototype_trace)
