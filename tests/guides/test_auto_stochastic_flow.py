@@ -468,8 +468,8 @@ def test_weights_agree_with_those_of_another_guide_on_the_same_program() -> None
 def test_predictive_without_the_data_draws_from_the_trained_posterior() -> None:
     """Replicated data come from the posterior guide, although the call leaves the observations out.
 
-    The base sits at the posterior of a normal mean with known variance, so that the predictive mean is known; the bound is
-    4.5 standard errors of 400 draws of variance 1.5 (false alarm 1e-5).
+    The base sits at the posterior of a normal mean with known variance, so that the predictive mean is known; the bound
+    is 4.5 standard errors of 400 draws of variance 1.5 (false alarm 1e-5).
     """
 
     def model(count: int, y: torch.Tensor | None = None) -> None:
