@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, EvaluationCount, NormalEnergy
-from pyro_boltzmann.experiments.adaptation import adapt_scales, total_seconds
+from pyro_boltzmann.experiments.adaptation import adapt_scales
 from pyro_boltzmann.experiments.teacher import annealed_teacher
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, Phase, fit, importance_sample
@@ -24,6 +26,8 @@ __all__ = ["ARCHITECTURES", "Architecture"]
 
 TEACHER_DRAWS = 10_000
 """Weighted draws of annealed importance sampling from which a flow learns where the modes are."""
+TEACHER_SECONDS = 30.0
+"""A run given less time than this gets fewer lessons in proportion."""
 SELF_DRAWS = 50_000
 """Weighted draws of itself on which a flow is trained in the second half, so that it covers its own tails."""
 ENOUGH_ESS = 0.1
@@ -91,55 +95,80 @@ class Architecture:
         :param checkpoint: of the second stage; the first keeps its own beside it.
         :param scale: shorten the run (a smoke test) or lengthen it.
         """
+        clock = _Clock()
         guide.initialize()
         flow = _flow_only(model, guide)
+        dim = guide.get_transform().dim
         steps = max(2, round(self.num_steps * scale))
+        eighth, quarter = max(1, steps // 8), max(1, steps // 4)
         common: dict[str, Any] = {
             "num_particles": self.num_particles,
             "learning_rate": self.learning_rate,
             "progress": progress,
         }
         half = None if max_seconds is None else max_seconds / 2
-        first_file = (
-            None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-stage1{checkpoint.suffix}")
-        )
-        dim = guide.get_transform().dim
+        first_file = None
+        if checkpoint is not None:
+            first_file = checkpoint.with_name(f"{checkpoint.stem}-stage1{checkpoint.suffix}")
+        # Once the second stage has begun, its data are what the first stage left: that one must not train on.
+        has_begun = checkpoint is not None and checkpoint.exists()
+        share = min(1.0, scale, 1.0 if max_seconds is None else max_seconds / TEACHER_SECONDS)
         lessons, adapting = annealed_teacher(
-            model,
-            dim,
-            *_frame(target, dim),
-            seed=seed + 10,
-            num_samples=max(1000, round(TEACHER_DRAWS * min(1.0, scale))),
+            model, dim, *_frame(target, dim), seed=seed + 10, num_samples=max(1000, round(TEACHER_DRAWS * share))
         )
-        eighth, quarter = max(1, steps // 8), max(1, steps // 4)
-        first = fit(
-            model,
-            flow,
-            objective=[Phase(eighth, reverse_kl=0.0, forward_kl=1.0), Phase(quarter, reverse_kl=0.5, forward_kl=0.5)],
-            data=lessons,
-            seed=seed,
-            checkpoint=first_file,
-            max_seconds=half,
-            **common,
-        )
-        draws = importance_sample(model, flow, num_samples=SELF_DRAWS, seed=seed + 1)
-        second = fit(
-            model,
-            flow,
-            objective=[
-                Phase(steps - eighth - quarter, reverse_kl=0.0 if draws.ess > ENOUGH_ESS else 0.5, forward_kl=0.5)
-            ],
-            data=draws,
-            schedule="cosine",
-            seed=seed + 2,
-            checkpoint=checkpoint,
-            max_seconds=half,
-            **common,
-        )
+        with clock.elsewhere():
+            first = fit(
+                model,
+                flow,
+                objective=[
+                    Phase(eighth, reverse_kl=0.0, forward_kl=1.0),
+                    Phase(quarter, reverse_kl=0.5, forward_kl=0.5),
+                ],
+                data=lessons,
+                seed=seed,
+                checkpoint=first_file,
+                max_seconds=0.0 if has_begun else half,
+                **common,
+            )
+        draws = importance_sample(model, flow, num_samples=max(5000, round(SELF_DRAWS * share)), seed=seed + 1)
+        reverse = 0.0 if draws.ess > ENOUGH_ESS else 0.5
+        with clock.elsewhere():
+            second = fit(
+                model,
+                flow,
+                objective=[Phase(max(1, steps - eighth - quarter), reverse_kl=reverse, forward_kl=0.5)],
+                data=draws,
+                schedule="cosine",
+                seed=seed + 2,
+                checkpoint=checkpoint,
+                max_seconds=half,
+                **common,
+            )
         adapted = adapt_scales(guide, seed + 3)
         spent = [EvaluationCount(**one.evaluations["sample"]) for one in (lessons, draws)]
-        extra = sum([adapting, adapted], spent[0] + spent[1])
-        return _join(first, second, extra, total_seconds(lessons) + total_seconds(draws))
+        return _join(first, second, sum([adapting, adapted], spent[0] + spent[1]), clock)
+
+
+class _Clock:
+    """Wall and CPU time of everything except what keeps its own (``fit``, whose count survives a resume)."""
+
+    def __init__(self) -> None:
+        self._start, self._away = self._now(), (0.0, 0.0)
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        start = self._now()
+        yield
+        now = self._now()
+        self._away = (self._away[0] + now[0] - start[0], self._away[1] + now[1] - start[1])
+
+    def read(self) -> tuple[float, float]:
+        now = self._now()
+        return now[0] - self._start[0] - self._away[0], now[1] - self._start[1] - self._away[1]
 
 
 def _frame(target: Any, dim: int) -> tuple[Tensor, Tensor]:
@@ -183,8 +212,9 @@ def _flow_only(model: Callable[..., Any], guide: AutoStochasticFlow) -> AutoStoc
     return AutoStochasticFlow(model, lambda energy, dim: head, latent_dim=guide.get_transform().dim)
 
 
-def _join(first: FitResult, second: FitResult, extra: EvaluationCount, extra_seconds: float) -> FitResult:
-    """Both stages as one run."""
+def _join(first: FitResult, second: FitResult, extra: EvaluationCount, clock: _Clock) -> FitResult:
+    """Both stages as one run, with all that happened around them."""
+    wall, cpu = clock.read()
     evaluations, seconds = first.evaluations, first.seconds
     history = {name: list(values) for name, values in first.history.items()}
     offsets = {"step": first.steps, "evaluations": evaluations.values + evaluations.gradients, "seconds": seconds}
@@ -194,8 +224,8 @@ def _join(first: FitResult, second: FitResult, extra: EvaluationCount, extra_sec
         history=history,
         steps=first.steps + second.steps,
         evaluations=evaluations + second.evaluations + extra,
-        seconds=seconds + second.seconds + extra_seconds,
-        cpu_seconds=first.cpu_seconds + second.cpu_seconds + extra_seconds,
+        seconds=seconds + second.seconds + wall,
+        cpu_seconds=first.cpu_seconds + second.cpu_seconds + cpu,
         stopped=second.stopped if first.stopped == "steps" else first.stopped,
         skipped=first.skipped + second.skipped,
         nonfinite=first.nonfinite + second.nonfinite,

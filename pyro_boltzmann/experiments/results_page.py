@@ -32,7 +32,14 @@ def write_results_page(
         shown = f"**{name}**" if name == report["sampler"] else name
         lines.append(f"| {shown} | " + " | ".join(_cell(metrics.get(c)) for c in columns) + " |")
     lines += ["", "Digits behind +- are standard errors; floors are those of exact samples of the same size.", ""]
-    lines += ["## The headline model", "", "```text", format_report(report).rstrip(), "```", ""]
+    lines += [
+        "## The headline model",
+        "",
+        "```text",
+        format_report({**report, "models": {}, "reasons": _of_headline(report)}).rstrip(),
+        "```",
+        "",
+    ]
     for picture in pictures:
         lines += [f"![{picture}]({picture}.png)", ""]
     lines += [
@@ -47,6 +54,10 @@ def write_results_page(
         temporary.write_text(text, encoding="utf-8")
 
     return write_atomically(path, write)
+
+
+def _of_headline(report: Mapping[str, Any]) -> list[str]:
+    return [reason for reason in report["reasons"] if not reason.startswith("models.")]
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
