@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.evaluation import Energy
@@ -70,7 +71,9 @@ class LangevinTransform(StochasticBlock):
         gradient = bounded_gradient(self.energy, x, memo, self.max_force)
         y = shift(shift(x, -step_size, gradient), (2 * step_size) ** 0.5, xi)
         after = EnergyMemo()
-        v = (step_size / 2) ** 0.5 * (gradient + bounded_gradient(self.energy, y, after, self.max_force))
+        total = gradient + bounded_gradient(self.energy, y, after, self.max_force)
+        half = (step_size / 2) ** 0.5
+        v = half * total if torch.is_grad_enabled() else total.mul_(half)
         info = StepInfo(nonfinite=after.count_nonfinite(), total=x[..., 0].numel())
         return y, v, after, info
 
