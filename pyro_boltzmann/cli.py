@@ -92,6 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
+    except Exception as error:  # whatever a user's own energy or program raises
+        if arguments.debug:
+            raise
+        what = " ".join(str(error).split())
+        print(f"{PROGRAM}: error: {type(error).__name__}: {what}; --debug shows where", file=sys.stderr)
+        return FAILED
 
 
 def _targets(arguments: argparse.Namespace) -> None:

@@ -553,3 +553,12 @@ def test_real_sampler_from_another_folder(tmp_path: Path) -> None:
     # log Z = log 2 pi bounds every ELBO.
     assert row["value"] < math.log(2 * math.pi) + 4.5 * row["std_error"] + 1e-4
     assert "fit:" in said and "verdict:" in out
+
+
+def test_an_energy_that_raises_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (tmp_path / "broken_energy.py").write_text("def energy(x):\n    raise RuntimeError('no such molecule')\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "broken_energy:energy", "--sampler", "flow", "--num-samples", "10", "--seed", "0",
+                 "--out", "out", "--dim", "2"]) == 2  # fmt: skip
+    error = capsys.readouterr().err
+    assert "no such molecule" in error and "Traceback" not in error

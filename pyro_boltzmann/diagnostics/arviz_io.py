@@ -99,8 +99,15 @@ def from_arviz(tree: Any) -> WeightedSamples:
         energy=tensor("potential_energy"),
         evaluations=record.get("evaluations"),
         seconds=record.get("seconds"),
-        info=record.get("info"),
+        info=_with_positions(record.get("info")),
     )
+
+
+def _with_positions(info: Any) -> Any:
+    """JSON turned the block positions of ``path_ess`` into strings; turn them back."""
+    if isinstance(info, dict) and isinstance(info.get("path_ess"), dict):
+        info = {**info, "path_ess": {int(position): ess for position, ess in info["path_ess"].items()}}
+    return info
 
 
 def to_netcdf(

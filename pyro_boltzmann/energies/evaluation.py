@@ -28,6 +28,7 @@ Energy = Callable[[Tensor], Tensor]
 class EvaluationCount:
     """Energy evaluations, counted per particle (one value of one configuration counts 1).
 
+    Energies marked ``is_reference = True`` (the Gaussian base, a flow's own density) are not counted.
     A value whose autograd graph is kept counts as one value and one gradient, because its backward pass follows.
     """
 
@@ -87,7 +88,7 @@ def energy_value(energy: Energy, x: Tensor, event_dim: int = 1) -> Tensor:
     u = energy(x)
     _check(u, x, event_dim)
     keeps_graph = u.requires_grad
-    record_evaluations(u.numel(), u.numel() if keeps_graph else 0)
+    _count(energy, u.numel(), u.numel() if keeps_graph else 0)
     return u
 
 
@@ -106,7 +107,7 @@ def energy_and_gradient(energy: Energy, x: Tensor, event_dim: int = 1) -> tuple[
     if closed_form is not None:
         u, gradient = closed_form(x)
         _check(u, x, event_dim)
-        record_evaluations(u.numel(), u.numel())
+        _count(energy, u.numel(), u.numel())
         return u, gradient
     keeps_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -121,8 +122,14 @@ def energy_and_gradient(energy: Energy, x: Tensor, event_dim: int = 1) -> tuple[
                 "MetropolisAdjusted(RandomWalkTransform(...), energy)"
             )
         (gradient,) = torch.autograd.grad(u.sum(), x, create_graph=keeps_graph)
-    record_evaluations(u.numel(), u.numel())
+    _count(energy, u.numel(), u.numel())
     return (u, gradient) if keeps_graph else (u.detach(), gradient)
+
+
+def _count(energy: Energy, values: int, gradients: int) -> None:
+    # A reference (the base of a path, a flow's own density) is no target: what it costs is not what a result cost.
+    if not getattr(energy, "is_reference", False):
+        record_evaluations(values, gradients)
 
 
 def _check(u: object, x: Tensor, event_dim: int) -> None:

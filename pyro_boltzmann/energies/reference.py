@@ -22,6 +22,8 @@ class NormalEnergy:
     1.837877...
     """
 
+    is_reference = True
+
     def __init__(self, loc: float | Tensor = 0.0, scale: float = 1.0) -> None:
         if not scale > 0:
             raise ValueError(f"the scale of a Gaussian must be positive, got {scale}")

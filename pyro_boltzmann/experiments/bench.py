@@ -6,14 +6,17 @@ Run it on an idle machine.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.diagnostics.atomic import write_atomically
 from pyro_boltzmann.energies import energy_and_gradient
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.guides import AutoStochasticFlow
@@ -32,15 +35,33 @@ Energy = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table; with ``--page FILE`` also write it as a page of the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, help="a Markdown file to write the table to")
+    page: Path | None = parser.parse_args().page
     torch.set_num_threads(1)
-    print(
-        f"double well, N = {NUM_SAMPLES:,}, {NUM_STEPS} steps, one thread, float32, no "
-        "gradients with respect to parameters"
-    )
-    print(f"CPU seconds, minimum (median) of {REPEATS} interleaved repeats; torch {torch.__version__}\n")
-    _table("Metropolis random walk", _metropolis, _bare_values, _noise_metropolis, _published_metropolis, limit=0.6)
-    _table("overdamped Langevin", _langevin, _bare_forces, _noise_langevin, _published_langevin, limit=0.5)
+    lines = [
+        f"double well, N = {NUM_SAMPLES:,}, {NUM_STEPS} steps, one thread, float32, no gradients of parameters",
+        f"CPU seconds, minimum (median) of {REPEATS} interleaved repeats; torch {torch.__version__}",
+        "",
+    ]
+    lines += _table("Metropolis random walk", _metropolis, _bare_values, _noise_metropolis, _published_metropolis, 0.6)
+    lines += _table("overdamped Langevin", _langevin, _bare_forces, _noise_langevin, _published_langevin, 0.5)
+    text = "\n".join(lines)
+    print(text)
+    if page is not None:
+        content = f"# Cost of stochastic steps\n\n{_EXPLANATION}\n\n```text\n{text}\n```\n"
+        write_atomically(page, lambda temporary: _write(temporary, content))
+
+
+_EXPLANATION = """\
+Written by `python -m pyro_boltzmann.experiments.bench --page FILE` (`make bench` prints it). bgflow is on no package index; where
+it is not installed, the published loop repeats the operations of its blocks step by step, on the same energy and on an energy
+written as there."""
+
+
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, encoding="utf-8")
 
 
 def _table(
@@ -49,9 +70,8 @@ def _table(
     bare: Callable[[], object],
     noise: Callable[[], object],
     published: Callable[[Energy], object],
-    *,
     limit: float,
-) -> None:
+) -> list[str]:
     theirs = "bgflow" if importlib.util.find_spec("bgflow") else "published loop"
     rows = {
         "ours, with weights": ours,
@@ -62,15 +82,13 @@ def _table(
     }
     times = _measure(rows)
     least = {name: min(values) for name, values in times.items()}
-    print(title)
-    for name, values in times.items():
-        print(f"  {name:<32} {min(values):7.3f}  ({statistics.median(values):.3f})")
+    lines = [title]
+    lines += [f"  {name:<32} {min(values):7.3f}  ({statistics.median(values):.3f})" for name, values in times.items()]
     needed = least["bare energy or force calls"] + least["random numbers"]
     mine = least["ours, with weights"]
-    print(f"  ratio to energy + random numbers {mine / needed:7.2f}  (asked: at most 2)")
-    for name in list(rows)[3:]:
-        print(f"  ratio to {name:<23} {mine / least[name]:7.2f}  (asked: at most {limit})")
-    print(flush=True)
+    lines.append(f"  ratio to energy + random numbers {mine / needed:7.2f}  (asked: at most 2)")
+    lines += [f"  ratio to {name:<23} {mine / least[name]:7.2f}  (asked: at most {limit})" for name in list(rows)[3:]]
+    return [*lines, ""]
 
 
 def _measure(rows: dict[str, Callable[[], object]]) -> dict[str, list[float]]:

@@ -34,6 +34,8 @@ class PushforwardEnergy:
     1.612085...
     """
 
+    is_reference = True
+
     copies_with_path = True
     """``deepcopy`` of a path copies this energy with it, so that it follows the copied layers."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions.transforms as T
 import pytest
 import torch
+from torch import Tensor
 
 import pyro_boltzmann as pb
 from pyro_boltzmann import AnnealedEnergy, NormalEnergy, catalogue, count_evaluations
@@ -37,7 +38,13 @@ def annealed(position: float) -> AnnealedEnergy:
     return AnnealedEnergy(reference, u, position)
 
 
-reference = NormalEnergy()
+normal = NormalEnergy()
+
+
+def reference(x: Tensor) -> Tensor:
+    """A reference that is counted, because it does not say that it is one."""
+    return normal(x)
+
 
 # name: blocks, then energy values and gradients for one particle. A gradient brings its value along.
 COSTS: dict[str, tuple[Callable[[], list[Any]], int, int]] = {
@@ -124,3 +131,14 @@ def test_no_graph_is_kept_while_sampling() -> None:
         paths = guide.sample_paths(N)
     assert not paths.z.requires_grad and not paths.log_weight.requires_grad
     assert paths.log_weight.dtype == torch.float64
+
+
+def test_references_are_not_counted() -> None:
+    """The base and a flow's own density cost no evaluations of the target."""
+    flow = [T.AffineTransform(0.0, 1.5)]
+    with torch.no_grad(), count_evaluations() as count:
+        x = torch.randn(N, 2)
+        for energy in (NormalEnergy(), pb.transforms.PushforwardEnergy(NormalEnergy(), flow)):
+            pb.energies.energy_value(energy, x)
+            pb.energies.energy_and_gradient(energy, x)
+    assert count == EvaluationCount(0, 0)
