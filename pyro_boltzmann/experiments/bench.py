@@ -55,9 +55,9 @@ def main() -> None:
 
 
 _EXPLANATION = """\
-Written by `python -m pyro_boltzmann.experiments.bench --page FILE` (`make bench` prints it). bgflow is on no package index; where
-it is not installed, the published loop repeats the operations of its blocks step by step, on the same energy and on an energy
-written as there."""
+Written by `python -m pyro_boltzmann.experiments.bench --page FILE` (`make bench` prints it). bgflow is on no package
+index; where it is not installed, the published loop repeats the operations of its blocks step by step, on the same
+energy and on an energy written as there."""
 
 
 def _write(path: Path, content: str) -> None:
