@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +18,12 @@ import pytest
 import torch
 
 torch.set_num_threads(_THREADS)
+
+
+def pytest_configure() -> None:
+    """Handle Ctrl-C as a terminal does: a job started in the background inherits a SIGINT that is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
