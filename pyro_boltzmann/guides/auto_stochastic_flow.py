@@ -58,7 +58,7 @@ class AutoStochasticFlow(AutoContinuous):
     :param model: a Pyro program, for example a :class:`~pyro_boltzmann.BoltzmannModel`.
     :param init_blocks_fn: ``(energy, latent_dim) -> list of blocks`` (see
         :class:`~pyro_boltzmann.stochastic.PathTransform`); ``energy`` is the model's energy on its unconstrained
-            space, for use in blocks.
+        space, for use in blocks.
     :param latent_dim: the dimension, where it is known. The path is then built at once, and ``parameters()`` and
         ``state_dict`` work before the first call. A ``BoltzmannModel`` knows its own. Otherwise call
         :meth:`initialize` or the guide itself with the model's arguments first.
