@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Generator, Tensor
 
@@ -68,7 +68,7 @@ class AutoStochasticFlow(AutoContinuous):
     :raises ShapeError: if the model has another dimension than ``latent_dim``.
     :raises ModelError: for a model that is not an energy (discrete latents, subsampled plates).
 
-    Source: Wu, Koehler and Noe, arXiv 2002.06707; DESIGN of this package, section 2.
+    Source: Wu, Koehler and Noe, arXiv 2002.06707; the extended-space form is in docs/design.md.
 
     >>> import torch, pyro.distributions.transforms as T
     >>> import pyro_boltzmann as pb
@@ -96,6 +96,7 @@ class AutoStochasticFlow(AutoContinuous):
             raise ValueError(f"base_scale must be positive, got {base_scale}")
         self._bound = HeldEnergy(BoundEnergy(model))
         self._init_blocks_fn = init_blocks_fn
+        self._init_loc_fn = init_loc_fn
         self._base = (base_loc, base_scale, dtype)
         self.path: PathTransform | None = None
         self.base_loc: Tensor
@@ -154,7 +155,7 @@ class AutoStochasticFlow(AutoContinuous):
         self._bind(args, kwargs)
         # A first call must give the same draws as a later one from the same seed.
         cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda), InitMessenger(self._init_loc_fn):
             super()._setup_prototype(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.path is None:
             self._build(self.latent_dim)
