@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.energies.columns import by_columns
 from pyro_boltzmann.exceptions import EnergyError
 
 __all__ = [
@@ -123,7 +124,7 @@ def energy_and_gradient(energy: Energy, x: Tensor, event_dim: int = 1) -> tuple[
             )
         (gradient,) = torch.autograd.grad(u.sum(), x, create_graph=keeps_graph)
     _count(energy, u.numel(), u.numel())
-    return (u, gradient) if keeps_graph else (u.detach(), gradient)
+    return (u, gradient) if keeps_graph else (u.detach(), gradient if x.is_contiguous() else by_columns(gradient))
 
 
 def _count(energy: Energy, values: int, gradients: int) -> None:

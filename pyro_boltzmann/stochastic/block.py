@@ -99,7 +99,8 @@ class StochasticBlock(FusedTransform):
     ) -> tuple[Tensor, Tensor | float, EnergyMemo, StepInfo]:
         r"""One step whose outgoing noise is not needed: ``(x', S, memo', info)`` with S of the map applied.
 
-        Override it where S has a shorter form than the noise itself.
+        Override it where S has a shorter form than the noise itself. Both the noise and the state returned belong to
+        the caller of this method alone: their memory may be used again.
         """
         result = (self.step_inverse if inverse else self.step)(x, noise, memo, index)
         after = self._log_prob(result.noise)
@@ -113,6 +114,14 @@ class StochasticBlock(FusedTransform):
             sample_part(part, batch_shape, like, generator) for _ in range(self.num_repeats) for part in self.step_noise
         ]
         return torch.cat(parts, -1) if parts else like.new_zeros((*batch_shape, 0))
+
+    def sample_step_noise(self, x: Tensor, generator: Generator | None = None, memory: Tensor | None = None) -> Parts:
+        """Fresh noise for one step at ``x``, the first part in ``memory`` where it fits."""
+        parts = []
+        for part in self.step_noise:
+            parts.append(sample_part(part, x.shape[:-1], x, generator, memory))
+            memory = None
+        return tuple(parts)
 
     def noise_log_prob(self, noise: Tensor) -> Tensor:
         """Log-density of flat noise, ``(*batch, noise_dim) -> (*batch)``."""
@@ -153,7 +162,7 @@ class StochasticBlock(FusedTransform):
         order = range(self.num_repeats)
         infos = []
         for index in reversed(order) if inverse else order:
-            noise = tuple(sample_part(part, x.shape[:-1], x, generator) for part in self.step_noise)
+            noise = self.sample_step_noise(x, generator)
             x, ratio, memo, info = self.stream_step(x, noise, memo, index, inverse=inverse)
             log_ratio = log_ratio + ratio
             infos.append(info)

@@ -16,7 +16,7 @@ from pyro_boltzmann.energies.rows import RowMask
 from pyro_boltzmann.energies.tracing import is_tracing
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock, StreamResult
 from pyro_boltzmann.stochastic.info import BlockInfo, StepInfo
-from pyro_boltzmann.stochastic.noise import NoisePart, Parts, sample_part
+from pyro_boltzmann.stochastic.noise import NoisePart, Parts, log_uniform
 
 __all__ = ["MetropolisAdjusted", "metropolis_adjusted"]
 
@@ -107,7 +107,7 @@ class MetropolisAdjusted(StochasticBlock):
         outgoing = tuple(rows.select(new, old) for new, old in zip(proposed.noise, inner, strict=True))
         threshold = torch.where(mask, threshold - delta.unsqueeze(-1), threshold)
         ladj = torch.where(accept, proposed.ladj, torch.zeros_like(energy_x))
-        info = self._info(accept, delta, finite)
+        info = self._info(rows, delta, finite)
         return StepResult(rows.select(proposed.x, x), (*outgoing, threshold), ladj, after, info)
 
     def _step_on_rows(self, rows: Tensor, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
@@ -135,10 +135,10 @@ class MetropolisAdjusted(StochasticBlock):
             return super().stream(x, memo, generator, inverse=inverse)
         memo = EnergyMemo() if memo is None else memo
         x = by_columns(x)
-        start: Tensor | None = None
-        infos = []
+        start = spare = None
+        infos: list[StepInfo] = []
         for index in reversed(range(self.num_repeats)) if inverse else range(self.num_repeats):
-            noise = tuple(sample_part(part, x.shape[:-1], x, generator) for part in self.proposal.step_noise)
+            noise = self.proposal.sample_step_noise(x, generator, spare)
             y, log_ratio, proposed, _ = self.proposal.stream_step(x, noise, memo, index, inverse=inverse)
             if start is None:
                 start = current = memo.value(self.energy, x)  # the proposal's force may have brought it along
@@ -146,15 +146,14 @@ class MetropolisAdjusted(StochasticBlock):
             if isinstance(log_ratio, Tensor):
                 delta -= log_ratio
             # The threshold is -log U of a uniform U; unlike stored noise it need not be finite.
-            uniform = torch.rand(delta.shape, dtype=delta.dtype, device=delta.device, generator=generator)
-            accept = uniform.log_().add_(delta) < 0
+            excess = log_uniform(delta.shape, delta, generator).add_(delta)
             finite = None if _all_finite(delta) else delta.isfinite()
-            if finite is not None:
-                accept = accept.logical_and_(finite)
-            rows = RowMask(accept)
-            x, memo = rows.select(y, x), proposed.where(rows, memo)
+            rows = RowMask.negative(excess) if finite is None else RowMask((excess < 0) & finite)
+            memo = proposed.where(rows, memo)
+            spare = x if infos else None  # the first state is the caller's
+            x = rows.select(y, x, overwrite=True)  # after the energies, which may be views of y
             current = memo.value(self.energy, x)
-            infos.append(self._info(accept, delta, finite))
+            infos.append(self._info(rows, delta, finite))
         if inverse:
             infos.reverse()
         assert start is not None  # a block has at least one step
@@ -162,11 +161,11 @@ class MetropolisAdjusted(StochasticBlock):
         change = torch.where(start.isfinite(), current - start, 0.0)
         return StreamResult(x, -change if inverse else change, memo, BlockInfo.gather(infos))
 
-    def _info(self, accept: Tensor, delta: Tensor, finite: Tensor | None) -> StepInfo:
-        total = accept.numel()
+    def _info(self, rows: RowMask, delta: Tensor, finite: Tensor | None) -> StepInfo:
+        total = delta.numel()
         log_branch = None
         if self.gradient == "score" and torch.is_grad_enabled() and finite is not None:
-            one = torch.ones_like(delta)
+            accept, one = rows.mask, torch.ones_like(delta)
             rejected = torch.where(accept | ~finite, one, delta)
             taken = torch.where(accept & finite, delta, one)
             log_branch = torch.where(
@@ -176,7 +175,7 @@ class MetropolisAdjusted(StochasticBlock):
             )
             log_branch = torch.where(finite, log_branch, torch.zeros_like(log_branch))
         return StepInfo(
-            accepted=accept.sum(),
+            accepted=rows.count(),
             divergences=(delta > DIVERGENCE).sum() if hasattr(self.proposal, "energy") else None,
             nonfinite=torch.zeros((), dtype=torch.long, device=delta.device)
             if finite is None

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from pyro_boltzmann.energies.columns import goes_by_columns
 
-__all__ = ["NoisePart", "Parts", "part_log_prob", "sample_part", "split_parts"]
+__all__ = ["NoisePart", "Parts", "log_uniform", "part_log_prob", "sample_part", "split_parts"]
 
 Parts = tuple[Tensor, ...]
 """The noise of one step, one tensor a part: ``(*batch, size)``, in the order of the block's ``step_noise``."""
@@ -23,16 +23,36 @@ class NoisePart(NamedTuple):
     size: int
 
 
-def sample_part(part: NoisePart, batch_shape: torch.Size, like: Tensor, generator: Generator | None = None) -> Tensor:
-    """Fresh noise of shape ``(*batch_shape, size)`` with the dtype and device of ``like``."""
+def sample_part(
+    part: NoisePart,
+    batch_shape: torch.Size,
+    like: Tensor,
+    generator: Generator | None = None,
+    memory: Tensor | None = None,
+) -> Tensor:
+    """Fresh noise of shape ``(*batch_shape, size)`` with the dtype and device of ``like``, in ``memory`` if it fits."""
     shape = (*batch_shape, part.size)
     if part.kind == "normal":
+        if memory is not None and memory.shape == shape and memory.mT.is_contiguous():
+            memory.mT.normal_(generator=generator)
+            return memory
         if goes_by_columns(shape):
             return torch.randn(shape[::-1], dtype=like.dtype, device=like.device, generator=generator).mT
         return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
     # -log(1 - U): four times as fast as exponential_ on a CPU, and 1 - U is exact, so the logarithm is finite.
     uniform = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
     return uniform.neg_().add_(1.0).log_().neg_()
+
+
+def log_uniform(shape: torch.Size, like: Tensor, generator: Generator | None = None) -> Tensor:
+    """Logarithms of fresh uniform numbers on [0, 1]; -inf may occur."""
+    if like.is_cuda or like.dtype != torch.float32:
+        return torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator).log_()
+    # Two 32-bit integers from each 64 random bits: half the cost of torch.rand on a CPU.
+    count = shape.numel()
+    bits = torch.empty((count + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    uniform = bits.view(torch.int32)[:count].view(shape).to(like.dtype)
+    return uniform.mul_(2.0**-32).add_(0.5).log_()
 
 
 def part_log_prob(part: NoisePart, noise: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.memo import EnergyMemo
@@ -52,7 +53,11 @@ class RandomWalkTransform(StochasticBlock):
     def stream_step(
         self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor | float, EnergyMemo, StepInfo]:
-        y = shift(x, self._number("scale", index, x), noise[0])
+        scale, xi = self._number("scale", index, x), noise[0]
+        if isinstance(scale, float) and not torch.is_grad_enabled():
+            y = torch.add(x, xi, alpha=scale, out=xi)  # the noise is not needed any more
+        else:
+            y = shift(x, scale, xi)
         return y, 0.0, EnergyMemo(), StepInfo()
 
 

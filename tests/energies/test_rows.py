@@ -47,3 +47,25 @@ def test_columns_change_the_layout_only() -> None:
         assert by_columns(wide) is wide and by_columns(y) is y
     assert torch.equal(x, y) and y.stride() == (1, 50)
     assert by_columns(x) is x  # a graph may be kept here
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("grad", [False, True])
+def test_negative_rows(dtype: torch.dtype, grad: bool) -> None:
+    values = torch.tensor([-1.0, 0.0, 2.0, -math.inf, math.inf, -1e-7, 1e-7], dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        rows = RowMask.negative(values)
+        chosen = rows.select(torch.ones(7, 3, dtype=dtype), torch.zeros(7, 3, dtype=dtype))
+    assert torch.equal(rows.mask, values < 0)
+    assert int(rows.count()) == int((values < 0).sum())
+    assert torch.equal(chosen[:, 2].bool(), values < 0)
+
+
+@torch.no_grad()
+def test_select_may_overwrite_the_new_rows_but_never_the_old() -> None:
+    new, old, mask = torch.ones(6, 2), torch.zeros(6, 2), torch.tensor([True, False] * 3)
+    chosen = RowMask(mask).select(new, old, overwrite=True)
+    assert chosen is new and torch.equal(chosen[:, 0], mask.float()) and not old.any()
+    same = torch.full((6, 2), 5.0)
+    assert torch.equal(RowMask(mask).select(same.view(6, 2), same, overwrite=True), torch.full((6, 2), 5.0))
+    assert torch.equal(same, torch.full((6, 2), 5.0))

@@ -11,7 +11,14 @@ from torch import Tensor
 
 import pyro_boltzmann as pb
 from pyro_boltzmann import AnnealedEnergy, NormalEnergy, catalogue
-from pyro_boltzmann.stochastic import LangevinTransform, LeapfrogTransform, MetropolisAdjusted, RandomWalkTransform
+from pyro_boltzmann.stochastic import (
+    LangevinTransform,
+    LeapfrogTransform,
+    MetropolisAdjusted,
+    RandomWalkTransform,
+    UnderdampedLangevinTransform,
+)
+from pyro_boltzmann.stochastic.noise import log_uniform
 
 double_well = catalogue["double_well"]
 
@@ -35,15 +42,60 @@ def test_it_leaves_its_density_invariant(grad: bool) -> None:
     assert 0.3 < result.info.acceptance < 0.95
 
 
-def test_the_acceptance_probability_is_metropolis() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_acceptance_probability_is_metropolis(dtype: torch.dtype) -> None:
     """From x = 0 to y = s xi on a slope u = x: the accepted share of uphill moves is E[exp(-dH)], in closed form."""
-    block = MetropolisAdjusted(RandomWalkTransform(1, 1.0), lambda x: x[..., 0]).double()
-    n = 100_000
+    block = MetropolisAdjusted(RandomWalkTransform(1, 1.0), lambda x: x[..., 0]).to(dtype)
+    n = 100_001
     with torch.no_grad():
-        result = block.stream(torch.zeros(n, 1, dtype=torch.float64))
+        result = block.stream(torch.zeros(n, 1, dtype=dtype))
     # P(accept) = 1/2 + int_0^inf phi(z) e^{-z} dz = 1/2 + e^{1/2} Phi(-1)
     truth = 0.5 + math.exp(0.5) * 0.5 * math.erfc(1 / math.sqrt(2))
     assert abs(result.info.acceptance - truth) < 4.5 * math.sqrt(truth * (1 - truth) / n)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 40])
+@pytest.mark.parametrize("proposal", [RandomWalkTransform, UnderdampedLangevinTransform, LeapfrogTransform])
+def test_memory_used_again_holds_no_surprise(dim: int, proposal: Any) -> None:
+    """An energy that is a view of its argument, over many steps: the ratio telescopes, the start is left alone."""
+
+    def energy(x: Tensor) -> Tensor:
+        return x[..., 0]
+
+    def walled(x: Tensor) -> Tensor:
+        return torch.where(x[..., 0] > -1, x[..., 0], math.inf)
+
+    if proposal is RandomWalkTransform:
+        block = MetropolisAdjusted(proposal(dim, 0.5, num_steps=12), energy)
+    else:  # one underdamped step: two parts of noise of one shape
+        block = MetropolisAdjusted(proposal(energy, dim, 0.5, num_steps=1, num_trajectories=12), energy)
+    walls = MetropolisAdjusted(RandomWalkTransform(dim, 0.5, num_steps=12), walled)
+    for one in (block, walls):
+        x = torch.rand(64, dim)
+        copy = x.clone()
+        with torch.no_grad():
+            result = one.stream(x)
+        assert torch.equal(x, copy) and not torch.equal(result.x, x)
+        torch.testing.assert_close(result.log_ratio, energy(result.x) - energy(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(result.memo.known_value(one.energy), energy(result.x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 100_000])
+def test_uniform_logarithms(count: int) -> None:
+    """-log U is Exp(1): mean, second moment and tail within 4.5 standard errors; from torch's generator."""
+    draws = [log_uniform(torch.Size([count]), torch.empty(0), torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert draws[0].shape == (count,) and torch.equal(*draws)
+    values = -draws[0].double()
+    assert bool((values >= 0).all())
+    if count > 1000:
+        for f, mean, variance in (
+            (values, 1.0, 1.0),
+            (values.square(), 2.0, 20.0),
+            ((values > 5).double(), math.exp(-5), math.exp(-5)),
+        ):
+            assert abs(float(f.mean()) - mean) < 4.5 * math.sqrt(variance / count)
+        neighbours = (values[::2] - 1) * (values[1::2] - 1)  # the two halves of the same 64 bits
+        assert abs(float(neighbours.mean())) < 4.5 / math.sqrt(count / 2)
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -189,22 +189,20 @@ def test_streamed_weight_is_the_path_weight(names: list[str], grad: bool, monkey
     recorded: list[Tensor] = []
 
     def record(*args: Any, **kwargs: Any) -> Tensor:
-        recorded.append(noise.sample_part(*args, **kwargs))
-        return recorded[-1]
+        drawn = noise.sample_part(*args, **kwargs)
+        recorded.append(drawn.clone())  # a stream may use the memory again
+        return drawn
 
-    def record_uniform(shape: Any, **kwargs: Any) -> Tensor:
-        uniform = torch_rand(shape, **kwargs)
-        if len(shape) == 1:  # the Metropolis test of a stream; exponential parts have an event dimension
-            recorded.append(-uniform.log().unsqueeze(-1))
-        return uniform
+    def record_threshold(*args: Any, **kwargs: Any) -> Tensor:
+        drawn = noise.log_uniform(*args, **kwargs)
+        recorded.append(-drawn.unsqueeze(-1))
+        return drawn
 
-    torch_rand = torch.rand
     starts: list[Tensor] = []
     guide = guide_of(names)
     stream = guide.path.stream
     monkeypatch.setattr(block, "sample_part", record)
-    monkeypatch.setattr(metropolis, "sample_part", record)
-    monkeypatch.setattr(torch, "rand", record_uniform)
+    monkeypatch.setattr(metropolis, "log_uniform", record_threshold)
     guide.path.stream = lambda x, *args, **kwargs: (starts.append(x), stream(x, *args, **kwargs))[1]
     with torch.set_grad_enabled(grad):
         paths = guide.sample_paths(200)

@@ -28,7 +28,7 @@ def double_well_energy_1d(x: Tensor) -> Tensor:
     tensor([-5.5000, -9.8712])
     """
     square = x * x
-    return torch.addcmul(x * LINEAR, square, square + QUADRATIC)
+    return (x * LINEAR).addcmul_(square, square + QUADRATIC)
 
 
 def sample_double_well_1d(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -74,8 +74,8 @@ class DoubleWell(Target):
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        well, normal = x.unbind(-1)
-        return torch.addcmul(double_well_energy_1d(well), normal, normal, value=0.5)
+        well, normal = x.movedim(-1, 0)  # unlike unbind(-1), its gradient is stacked coordinate by coordinate
+        return double_well_energy_1d(well).addcmul_(normal, normal, value=0.5)
 
     def mode_assignment(self, x: Tensor) -> Tensor:
         return (x[..., 0] > 0).long()
