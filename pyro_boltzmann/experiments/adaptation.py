@@ -6,19 +6,20 @@ import torch
 
 from pyro_boltzmann.diagnostics import WeightedSamples
 from pyro_boltzmann.energies import EvaluationCount, count_evaluations
+from pyro_boltzmann.experiments.threads import one_thread
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.stochastic import MetropolisAdjusted
 
 __all__ = ["adapt_scales", "total_seconds"]
 
 
-def adapt_scales(guide: AutoStochasticFlow, seed: int, rounds: int = 30, num_particles: int = 500) -> EvaluationCount:
+def adapt_scales(guide: AutoStochasticFlow, seed: int, rounds: int = 15, num_particles: int = 500) -> EvaluationCount:
     """Steer Metropolis scales to their acceptance rates with a decreasing rate, then leave them fixed."""
     blocks = [block for block, _ in guide.get_transform()._directed()]
     if not any(isinstance(block, MetropolisAdjusted) for block in blocks):
         return EvaluationCount()
     generator = torch.Generator(guide.base_loc.device).manual_seed(seed)
-    with torch.no_grad(), count_evaluations() as count:
+    with torch.no_grad(), one_thread(), count_evaluations() as count:
         for step in range(rounds):
             infos = guide.sample_paths(num_particles, generator=generator).infos
             for block, info in zip(blocks, infos, strict=True):

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, EvaluationCount, NormalEnergy
 from pyro_boltzmann.experiments.adaptation import adapt_scales
 from pyro_boltzmann.experiments.teacher import annealed_teacher
+from pyro_boltzmann.experiments.threads import one_thread
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, Phase, fit, importance_sample
 from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
@@ -53,7 +54,7 @@ class Architecture:
 
     :ivar name: as on the command line.
     :ivar num_rungs: Metropolis steps from the flow's density to the target; none for a flow alone.
-    :ivar num_steps: updates of both stages together: 1/8 on the teacher, 1/4 mixed, 5/8 on its own draws.
+    :ivar num_steps: updates of both stages together: 1/8 on the teacher, 1/8 mixed, 3/4 on its own draws.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Architecture:
         flow = _flow_only(model, guide)
         dim = guide.get_transform().dim
         steps = max(2, round(self.num_steps * scale))
-        eighth, quarter = max(1, steps // 8), max(1, steps // 4)
+        eighth = max(1, steps // 8)
         common: dict[str, Any] = {
             "num_particles": self.num_particles,
             "learning_rate": self.learning_rate,
@@ -116,13 +117,13 @@ class Architecture:
         lessons, adapting = annealed_teacher(
             model, dim, *_frame(target, dim), seed=seed + 10, num_samples=max(1000, round(TEACHER_DRAWS * share))
         )
-        with clock.elsewhere():
+        with clock.elsewhere(), one_thread():
             first = fit(
                 model,
                 flow,
                 objective=[
                     Phase(eighth, reverse_kl=0.0, forward_kl=1.0),
-                    Phase(quarter, reverse_kl=0.5, forward_kl=0.5),
+                    Phase(eighth, reverse_kl=0.5, forward_kl=0.5),
                 ],
                 data=lessons,
                 seed=seed,
@@ -132,11 +133,11 @@ class Architecture:
             )
         draws = importance_sample(model, flow, num_samples=max(5000, round(SELF_DRAWS * share)), seed=seed + 1)
         reverse = 0.0 if draws.ess > ENOUGH_ESS else 0.5
-        with clock.elsewhere():
+        with clock.elsewhere(), one_thread():
             second = fit(
                 model,
                 flow,
-                objective=[Phase(max(1, steps - eighth - quarter), reverse_kl=reverse, forward_kl=0.5)],
+                objective=[Phase(max(1, steps - 2 * eighth), reverse_kl=reverse, forward_kl=0.5)],
                 data=draws,
                 schedule="cosine",
                 seed=seed + 2,
