@@ -144,10 +144,16 @@ class AutoStochasticFlow(AutoContinuous):
             self._setup_prototype(*args, **kwargs)
         return self
 
+    @property
+    def _built_path(self) -> PathTransform | None:
+        """The path without telling Pyro: each access to ``self.path`` inside a trace registers all its parameters."""
+        return cast("PathTransform | None", self._modules.get("path"))
+
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._bound_energy.bind(args, kwargs)
-        if self.path is not None:
-            self.path.clear_cache()  # of another model's arguments, perhaps
+        path = self._built_path
+        if path is not None:
+            path.clear_cache()  # of another model's arguments, perhaps
 
     # Pyro's interface --------------------------------------------------------------------------------------------
 
@@ -157,7 +163,7 @@ class AutoStochasticFlow(AutoContinuous):
         cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.no_grad(), torch.random.fork_rng(devices=cuda), InitMessenger(self._init_loc_fn):
             super()._setup_prototype(*args, **kwargs)  # type: ignore[no-untyped-call]
-        if self.path is None:
+        if self._built_path is None:
             self._build(self.latent_dim)
         path = self.get_transform()
         if path.dim != self.latent_dim:
@@ -167,7 +173,9 @@ class AutoStochasticFlow(AutoContinuous):
 
     def get_base_dist(self) -> PathBase:
         prior = dist.Normal(self.base_loc, self.base_scale, validate_args=False).to_event(1)
-        return PathBase(prior, self.get_transform(), validate_args=False)
+        path = self._built_path
+        assert path is not None
+        return PathBase(prior, path, validate_args=False)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> PathTransform:
         assert self.path is not None
@@ -179,7 +187,8 @@ class AutoStochasticFlow(AutoContinuous):
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         joint = pyro.sample(f"_{self._pyro_name}_latent", self.get_posterior(), infer={"is_auxiliary": True})
-        path = self.get_transform()
+        path = self._built_path
+        assert path is not None
         noise = joint[..., path.dim :]
         if am_i_wrapped():  # outside inference nobody reads a factor, and Pyro warns about it
             # A factor, never Delta.log_density: TraceMeanField_ELBO ignores the latter.
