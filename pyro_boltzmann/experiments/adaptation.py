@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import torch
 
 from pyro_boltzmann.diagnostics import WeightedSamples
@@ -12,15 +15,29 @@ from pyro_boltzmann.stochastic import MetropolisAdjusted
 
 __all__ = ["adapt_scales", "total_seconds"]
 
+FEWEST_ROUNDS = 4
 
-def adapt_scales(guide: AutoStochasticFlow, seed: int, rounds: int = 15, num_particles: int = 500) -> EvaluationCount:
-    """Steer Metropolis scales to their acceptance rates with a decreasing rate, then leave them fixed."""
+
+def adapt_scales(
+    guide: AutoStochasticFlow,
+    seed: int,
+    rounds: int = 15,
+    num_particles: int = 500,
+    max_seconds: float = math.inf,
+) -> EvaluationCount:
+    """Steer Metropolis scales to their acceptance rates with a decreasing rate, then leave them fixed.
+
+    :param max_seconds: stop early, but not before :data:`FEWEST_ROUNDS`.
+    """
+    start = time.perf_counter()
     blocks = [block for block, _ in guide.get_transform()._directed()]
     if not any(isinstance(block, MetropolisAdjusted) for block in blocks):
         return EvaluationCount()
     generator = torch.Generator(guide.base_loc.device).manual_seed(seed)
     with torch.no_grad(), one_thread(), count_evaluations() as count:
         for step in range(rounds):
+            if step >= FEWEST_ROUNDS and time.perf_counter() - start > max_seconds:
+                break
             infos = guide.sample_paths(num_particles, generator=generator).infos
             for block, info in zip(blocks, infos, strict=True):
                 if isinstance(block, MetropolisAdjusted) and info is not None:

@@ -24,7 +24,7 @@ from pyro_boltzmann.infer import FitResult, Phase, fit, importance_sample
 from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
 from pyro_boltzmann.transforms import ElementwiseAffine, PushforwardEnergy
 
-__all__ = ["ARCHITECTURES", "Architecture"]
+__all__ = ["ARCHITECTURES", "Architecture", "even_knots"]
 
 TEACHER_DRAWS = 10_000
 """Weighted draws of annealed importance sampling from which a flow learns where the modes are."""
@@ -200,17 +200,17 @@ def _spline_flow(dim: int, centre: Tensor, width: Tensor) -> list[Any]:
     """Rational-linear spline couplings on [-5, 5] in units of the target's box; one in two dimensions, four above."""
     to_box = T.AffineTransform(centre, width)
     if dim == 1:
-        return [ElementwiseAffine(1), _even(T.Spline(1, count_bins=24, bound=5.0)), to_box]
+        return [ElementwiseAffine(1), even_knots(T.Spline(1, count_bins=24, bound=5.0)), to_box]
     if dim == 2:
-        return [ElementwiseAffine(2), _even(T.spline_coupling(2, 1, [32, 32], count_bins=24, bound=5.0)), to_box]
+        return [ElementwiseAffine(2), even_knots(T.spline_coupling(2, 1, [32, 32], count_bins=24, bound=5.0)), to_box]
     layers: list[Any] = [ElementwiseAffine(dim)]
     for _ in range(4):
-        layers.append(_even(T.spline_coupling(dim, dim // 2, [64, 64], count_bins=12, bound=5.0)))
+        layers.append(even_knots(T.spline_coupling(dim, dim // 2, [64, 64], count_bins=12, bound=5.0)))
         layers.append(T.Permute(torch.arange(dim - 1, -1, -1)))
     return [*layers, to_box]
 
 
-def _even(spline: Any) -> Any:
+def even_knots(spline: Any) -> Any:
     """Start an unconditional spline at the identity with evenly spread knots; Pyro spreads them at random."""
     knots = getattr(spline, "lower_spline", spline)
     with torch.no_grad():

@@ -40,6 +40,7 @@ from pyro_boltzmann.energies.catalogue.double_well import DELTA_F, LOG_Z
 from pyro_boltzmann.experiments.adaptation import total_seconds
 from pyro_boltzmann.experiments.architectures import ARCHITECTURES
 from pyro_boltzmann.experiments.results_page import write_results_page
+from pyro_boltzmann.experiments.threads import one_thread
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, Phase, fit, importance_sample
 from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
@@ -176,17 +177,18 @@ def _train(
             model, guide, seed=seed, target=TARGET, checkpoint=checkpoint, progress=progress, scale=share
         )
     steps = max(2, round(STEPS * share))
-    return fit(
-        model,
-        guide,
-        objective=[Phase(steps, reverse_kl=0.0, forward_kl=1.0), Phase(steps, reverse_kl=0.5, forward_kl=0.5)],
-        data=data,
-        num_particles=BATCH,
-        learning_rate=LEARNING_RATE,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    with one_thread():
+        return fit(
+            model,
+            guide,
+            objective=[Phase(steps, reverse_kl=0.0, forward_kl=1.0), Phase(steps, reverse_kl=0.5, forward_kl=0.5)],
+            data=data,
+            num_particles=BATCH,
+            learning_rate=LEARNING_RATE,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
 
 
 def _analyse(

@@ -214,8 +214,7 @@ class AutoStochasticFlow(AutoContinuous):
 
         Under ``torch.no_grad()`` no graph is built; otherwise ``log_weight`` is differentiable.
         """
-        self.initialize(*args, **kwargs)
-        path = self.get_transform()
+        path = self._start(args, kwargs)
         noise = torch.randn(
             num_samples, path.dim, dtype=self.base_loc.dtype, device=self.base_loc.device, generator=generator
         )
@@ -239,8 +238,7 @@ class AutoStochasticFlow(AutoContinuous):
         maximum-likelihood loss, up to the energy. Without ``with_energy`` the energy and the weight are NaN and only
         ``log_q`` is computed.
         """
-        self.initialize(*args, **kwargs)
-        path = self.get_transform()
+        path = self._start(args, kwargs)
         if z.dim() < 1 or z.shape[-1] != path.dim:
             raise ShapeError(f"expected unconstrained latents of shape (n, {path.dim}), got {tuple(z.shape)}")
         z = z.to(self.base_loc)
@@ -250,6 +248,12 @@ class AutoStochasticFlow(AutoContinuous):
         energy = memo.value(self.energy, z) if with_energy else torch.full_like(z[..., 0], math.nan)
         noise = (result.x - self.base_loc) / self.base_scale
         return self._weigh(z, energy, self._base_log_prob(noise) - result.log_ratio, result.infos)
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathTransform:
+        path = self.initialize(*args, **kwargs).get_transform()
+        if am_i_wrapped():  # Pyro's SVI trains the parameters that it is told of while the loss is computed
+            pyro.module(f"{self._pyro_name}.path", path)
+        return path
 
     def _base_log_prob(self, noise: Tensor) -> Tensor:
         noise = noise.double()

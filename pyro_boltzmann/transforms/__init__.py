@@ -5,6 +5,7 @@ from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
+from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "FusedTransform",
     "InverseTransform",
     "MeanFreeBasis",
+    "PullbackEnergy",
     "PushforwardEnergy",
     "call_and_ladj",
     "helmert_basis",

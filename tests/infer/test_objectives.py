@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import pytest
 import torch
 from pyro.distributions.torch_transform import TransformModule
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_boltzmann as pb
@@ -19,7 +20,6 @@ from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.guides import PathBase
 from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, RandomWalkTransform
 from pyro_boltzmann.stochastic import block as block_module
-from pyro_boltzmann.stochastic import metropolis as metropolis_module
 
 SIGMAS = 4.5  # two-sided false-alarm rate 7e-6
 
@@ -172,8 +172,7 @@ def test_reverse_kl_equals_pyro_on_the_same_noise(monkeypatch):
         slots = [part for b in path.stochastic_blocks for _ in range(b.num_repeats) for part in b.step_noise]
         pieces = iter(noise.split([part.size for part in slots], -1))
         monkeypatch.setattr(torch, "randn", lambda *a, x0=x0, **k: x0)
-        for module in (block_module, metropolis_module):
-            monkeypatch.setattr(module, "sample_part", lambda *a, pieces=pieces, **k: next(pieces))
+        monkeypatch.setattr(block_module, "sample_part", lambda *a, pieces=pieces, **k: next(pieces))
         ours = both(pb.ReverseKL(1), model, guide)
         monkeypatch.undo()
         monkeypatch.setattr(PathBase, "rsample", lambda self, shape=(), joint=joint: joint.reshape(*shape, -1))
@@ -246,6 +245,27 @@ def test_elbo_log_z_eubo():
     mean, error = repeat(10, lambda: objective.loss(model, guide))
     expected = upper + float(target.energy(exact).double().mean())
     assert abs(mean - expected) < SIGMAS * math.sqrt(2) * (float(error) + upper_error)
+
+
+@pytest.mark.parametrize("kind", ["reverse", "forward", "pyro"])
+def test_pyro_svi_trains_through_the_objectives(kind):
+    """The same parameters under the same names in the store, whichever objective: N(0, 1) learns N(2, 1)."""
+    model = pb.BoltzmannModel(gaussian_energy(2.0, 1.0), 1)
+    guide = pb.AutoStochasticFlow(model, lambda energy, dim: [Shift(torch.zeros(1), torch.zeros(1))])
+    data = 2 + torch.randn(500, 1)
+    objective = {
+        "reverse": pb.infer.ReverseKL(64),
+        "forward": pb.infer.ForwardKL(data, num_particles=64),
+        "pyro": Trace_ELBO(num_particles=64, vectorize_particles=True),
+    }[kind]
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), objective)
+    for _ in range(60):
+        svi.step()
+    assert set(pyro.get_param_store().keys()) == {
+        "AutoStochasticFlow.path$$$blocks.0.loc",
+        "AutoStochasticFlow.path$$$blocks.0.log_scale",
+    }
+    assert abs(guide.path.blocks[0].loc.item() - 2) < 0.5
 
 
 def test_weighted_data_are_resampled_data():
