@@ -23,6 +23,9 @@ Quality = Literal["exact", "certified", "measured", "bound"]
 FEWEST_DRAWS = 25
 """Below this the tails of Student's t are too heavy for 4.5 standard errors to mean one false alarm in 1e5."""
 
+KHAT_MARGIN = 0.1
+"""Closer to its limit than this, k-hat is remarked upon: it is an estimate itself, good to about that much."""
+
 _NEEDS_NO_WEIGHTS = frozenset({"elbo", "eubo", "nll", "round_trip"})
 _KEYS = ("experiment", "target", "sampler", "seed", "num_samples", "metrics", "models", "verdict", "reasons")
 
@@ -94,6 +97,7 @@ def build_report(
         remarks += check_bounds(rows, where=prefix, num_samples=num_samples)
         trouble = _weight_trouble(rows, num_samples)
         (remarks if prefix else failed).extend(f"{prefix}{line}" for line in trouble)
+        remarks += [f"{prefix}{line}" for line in _near_trouble(rows, num_samples) if not trouble]
         tables[prefix] = {
             name: absent.row(prefix, name, row, hide_error=bool(trouble) and name not in _NEEDS_NO_WEIGHTS)
             for name, row in rows.items()
@@ -217,6 +221,14 @@ def _weight_trouble(rows: Mapping[str, Metric], num_samples: int) -> list[str]:
     if row.value > limit:
         return [f"khat: {row.value:.2f} is above its limit {limit:.2f} for N = {num_samples}: weights too heavy-tailed"]
     return []
+
+
+def _near_trouble(rows: Mapping[str, Metric], num_samples: int) -> list[str]:
+    """What deserves a second look although nothing is refused."""
+    row, limit = rows.get("khat"), khat_limit(num_samples)
+    if row is None or row.value is None or row.value <= limit - KHAT_MARGIN:
+        return []
+    return [f"khat: {row.value:.2f} is close to its limit {limit:.2f}: errors may be several times too small"]
 
 
 class _Absent:

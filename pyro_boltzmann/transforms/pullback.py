@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.transforms.ladj import call_and_ladj
 
 __all__ = ["PullbackEnergy"]
@@ -37,7 +38,7 @@ class PullbackEnergy:
     """``deepcopy`` of a path copies this energy with it, so that it follows the copied layers."""
 
     def __init__(self, energy: Callable[[Tensor], Tensor], transforms: Sequence[Any]) -> None:
-        self.energy = energy
+        self.energy = HeldEnergy(energy)  # shared between copies, unless it belongs to the path itself
         self.transforms = list(transforms)
 
     def __call__(self, z: Tensor) -> Tensor:

@@ -70,6 +70,13 @@ def test_verdict_follows_khat(khat, num_samples, verdict):
     assert report["metrics"]["log_z"]["value"] == 10.29
 
 
+@pytest.mark.parametrize(("khat", "remarked"), [(0.1, False), (0.55, False), (0.65, True), (0.75, False)])
+def test_a_khat_close_to_its_limit_is_remarked_upon(khat, remarked):
+    report = build(rows(khat), models={"other": rows(0.68)})
+    assert any("khat: 0.65 is close to its limit 0.70" in line for line in report["reasons"]) == remarked
+    assert any(line.startswith("models.other.khat: 0.68 is close") for line in report["reasons"])
+
+
 def test_log_z_without_khat_is_unreliable_unless_a_reason_is_given():
     metrics = rows()
     del metrics["khat"]
