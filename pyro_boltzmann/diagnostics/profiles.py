@@ -22,6 +22,9 @@ __all__ = [
     "published_profile_error",
 ]
 
+FEWEST_IN_BIN = 10
+"""Expected draws below which the logarithm of a bin's count says more about luck than about the sampler."""
+
 
 @dataclass(frozen=True)
 class ProfileBins:
@@ -47,11 +50,6 @@ class ProfileBins:
     @property
     def scored(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         return np.abs(self.centres) < self.scored_within
-
-    def align(self, profile: FloatArray) -> FloatArray:
-        """Shift ``(..., count)`` profiles so that their mean over the scored bins is zero."""
-        aligned: FloatArray = profile - profile[..., self.scored].mean(-1, keepdims=True)
-        return aligned
 
 
 def free_energy_profile(
@@ -93,14 +91,18 @@ def exact_profile(
 
 @dataclass(frozen=True)
 class ProfileError:
-    """Errors of aligned profiles over the scored bins, in kT: ``rms``, ``bias`` and ``std`` over the repeats."""
+    """Errors of aligned profiles over the scored bins, in kT: ``rms``, ``bias`` and ``std`` over the repeats, and the
+    number of bins scored."""
 
     rms: float
     bias: float
     std: float
+    num_bins: int
 
 
-def profile_error(profiles: ArrayLike, exact: ArrayLike, bins: ProfileBins | None = None) -> ProfileError:
+def profile_error(
+    profiles: ArrayLike, exact: ArrayLike, bins: ProfileBins | None = None, *, num_samples: int | None = None
+) -> ProfileError:
     r"""Compare profiles of ``R`` repeats with the exact one, all on the same fixed bins and aligned alike.
 
     .. math:: \mathrm{rms} = \sqrt{\mathrm{mean}_{b,r} (F_{br} - F_b)^2}, \qquad
@@ -110,6 +112,8 @@ def profile_error(profiles: ArrayLike, exact: ArrayLike, bins: ProfileBins | Non
 
     :param profiles: ``(R, B)`` or ``(B,)``.
     :param exact: ``(B,)``.
+    :param num_samples: N of each repeat. Bins in which N exact draws would expect fewer than
+        :data:`FEWEST_IN_BIN` are then not scored: no sampler of that size can fill them reliably.
     """
     bins = bins or ProfileBins()
     repeats = np.atleast_2d(np.asarray(profiles, dtype=np.float64))
@@ -118,13 +122,19 @@ def profile_error(profiles: ArrayLike, exact: ArrayLike, bins: ProfileBins | Non
         raise ShapeError(
             f"expected profiles (R, {bins.count}) and exact ({bins.count},), got {repeats.shape}, {truth.shape}"
         )
-    if not np.isfinite(repeats[:, bins.scored]).all():
-        return ProfileError(math.inf, math.inf, math.inf)
-    difference = (bins.align(repeats) - bins.align(truth))[:, bins.scored]
+    scored = bins.scored
+    if num_samples is not None:
+        mass = np.exp(truth.min() - truth)
+        scored = scored & (num_samples * mass / mass.sum() >= FEWEST_IN_BIN)
+    repeats, truth = repeats[:, scored], truth[scored]
+    if not np.isfinite(repeats).all():
+        return ProfileError(math.inf, math.inf, math.inf, int(scored.sum()))
+    difference = repeats - repeats.mean(-1, keepdims=True) - (truth - truth.mean())
     return ProfileError(
         rms=math.sqrt(float(np.square(difference).mean())),
         bias=float(np.abs(difference.mean(0)).mean()),
         std=float(difference.std(0).mean()),
+        num_bins=int(scored.sum()),
     )
 
 

@@ -19,11 +19,12 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics import Metric, Truth, WeightedSamples, build_report, weight_metrics, write_report
-from pyro_boltzmann.diagnostics.plots import plot_log_weights, plot_path_ess, save_figure
+from pyro_boltzmann.diagnostics.plots import plot_log_weights, save_figure
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.experiments.adaptation import adapt_scales, total_seconds
 from pyro_boltzmann.experiments.results_page import write_results_page
+from pyro_boltzmann.experiments.run_plots import path_ess_figure
 from pyro_boltzmann.experiments.threads import one_thread
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import ReverseKL, importance_sample
@@ -202,11 +203,7 @@ def _report(
     head.save(out / "samples.nc")
     figures = {
         "log_weights": plot_log_weights(head.log_weights),
-        "path_ess": plot_path_ess(
-            list(head.info["path_ess"].values()),
-            [f"HMC {rung}/{NUM_RUNGS}" for rung in range(1, NUM_RUNGS + 1)],
-            num_samples=count,
-        ),
+        "path_ess": path_ess_figure(head),
     }
     for name, figure in figures.items():
         save_figure(figure, out / f"{name}.png")

@@ -78,7 +78,7 @@ def _pictures(
         exact = None if exact_energies is None else exact_energies[: len(energies)].cpu().numpy()
         yield "energies.png", lambda: plot_energy_histogram(energies.cpu().numpy(), ws.log_weights.cpu().numpy(), exact)
     if ws.info.get("path_ess"):
-        yield "path_ess.png", lambda: _path_ess(ws)
+        yield "path_ess.png", lambda: path_ess_figure(ws)
     history = ws.info.get("training") or {}
     if history.get("step"):
         yield "training.png", lambda: _training(history, target)
@@ -109,16 +109,19 @@ def _free_energy(points: Tensor, log_weights: Tensor) -> Energy:
     return free_energy
 
 
-def _path_ess(ws: WeightedSamples) -> Figure:
+def path_ess_figure(ws: WeightedSamples) -> Figure:
     """The ESS after each block that knows an energy, and that of the draws themselves at the end."""
-    names = ws.info.get("block_names", [])
     trail = sorted((int(position), value) for position, value in (ws.info.get("path_ess") or {}).items())
-    labels = [f"{position + 1} {_short(names[position]) if position < len(names) else ''}" for position, _ in trail]
+    labels = [_label(ws, position) for position, _ in trail]
     return plot_path_ess([*(value for _, value in trail), ws.ess], [*labels, "target"], num_samples=ws.num_samples)
 
 
-def _short(name: str) -> str:
-    return name.removesuffix("Transform").removesuffix("Adjusted")
+def _label(ws: WeightedSamples, position: int) -> str:
+    annealing, names = ws.info.get("annealing") or [], ws.info.get("block_names") or []
+    if position < len(annealing) and annealing[position] is not None:
+        return f"λ = {annealing[position]:.2f}"
+    name = names[position] if position < len(names) else ""
+    return f"{position + 1} {name.removesuffix('Transform').removesuffix('Adjusted')}"
 
 
 def _training(history: dict[str, Any], target: Target | None) -> Figure:

@@ -12,6 +12,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics.weights import kish_ess
+from pyro_boltzmann.energies.annealed import AnnealedEnergy
 from pyro_boltzmann.energies.evaluation import count_evaluations, record_evaluations
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.exceptions import ModelError
@@ -70,9 +71,11 @@ class PathDrawer:
         log_weights = torch.where(diverged, -torch.inf, log_weights)
         energy = torch.where(diverged, torch.inf, energy)
         blocks = [_pool(list(infos)) for infos in zip(*(b.infos for b in self.batches), strict=True)]
+        layers = [block for block, _ in self.guide.get_transform()._directed()]
         info = {
             "blocks": [None if b is None else b.to_dict() for b in blocks],
-            "block_names": [type(block).__name__ for block, _ in self.guide.get_transform()._directed()],
+            "block_names": [type(layer).__name__ for layer in layers],
+            "annealing": [_position(layer) for layer in layers],
             "path_ess": self._path_ess(),
             "diverged": int(diverged.sum()),
             "z": z,
@@ -162,6 +165,12 @@ def _refuse_subsampling(trace: poutine.Trace) -> None:
                     f"plate '{frame.name}' uses {frame.size} of {frame.full_size} data and makes weights random; "
                     "remove subsample_size (weigh on all data, or on a smaller fixed data set)"
                 )
+
+
+def _position(layer: Any) -> float | None:
+    """Where between its reference and its target a block's energy stands."""
+    energy = getattr(layer, "energy", None)
+    return float(energy.position) if isinstance(energy, AnnealedEnergy) else None
 
 
 def _pool(infos: list[BlockInfo | None]) -> BlockInfo | None:

@@ -52,8 +52,8 @@ def importance_sample(
     :param save_to: netCDF file to save the draws to, also when they turn out to be unusable.
     :return: weighted draws of the model's sites. From a stochastic flow, ``info`` holds ``"path_ess"`` (the ESS after
         each block that has an energy, by position), ``"blocks"`` (their acceptance and divergences, with
-        ``"block_names"``), ``"diverged"`` (how many paths overflowed; their weight is zero) and ``"z"`` (unconstrained
-        latents; not saved).
+        ``"block_names"`` and their positions between reference and target in ``"annealing"``), ``"diverged"`` (how many
+        paths overflowed; their weight is zero) and ``"z"`` (unconstrained latents; not saved).
     :raises ValueError: for ``num_samples < 1``, or chains that do not divide it.
     :raises ModelError: if the model subsamples its data, or is no energy for a stochastic flow.
     :raises OutputError: before anything is drawn, if ``save_to`` cannot be written.

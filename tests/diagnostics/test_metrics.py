@@ -181,6 +181,10 @@ def test_profile_error_of_exact_and_shifted_profiles():
     hole = exact.copy()
     hole[15] = math.inf
     assert profile_error(hole, exact).rms == math.inf
+    # On top of the barrier 100,000 exact draws expect 1.5 in a bin: not scored at that size, scored at a larger one.
+    score = profile_error(hole, exact, num_samples=100_000)
+    assert score.rms == pytest.approx(0.0, abs=1e-12) and score.num_bins < 22
+    assert profile_error(hole, exact, num_samples=10_000_000).rms == math.inf
 
 
 def test_reweighted_profile_approaches_the_exact_one():
