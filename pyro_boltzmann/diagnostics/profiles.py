@@ -17,6 +17,7 @@ __all__ = [
     "ProfileError",
     "PublishedProfileError",
     "exact_profile",
+    "fillable_bins",
     "free_energy_profile",
     "profile_error",
     "published_profile_error",
@@ -89,6 +90,19 @@ def exact_profile(
     return profile
 
 
+def fillable_bins(
+    exact: ArrayLike, num_samples: int, bins: ProfileBins | None = None
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """The scored bins in which ``num_samples`` exact draws would expect :data:`FEWEST_IN_BIN` or more, ``(B,)``."""
+    bins = bins or ProfileBins()
+    truth = np.asarray(exact, dtype=np.float64)
+    mass = np.exp(truth.min() - truth)
+    fillable: np.ndarray[tuple[int], np.dtype[np.bool_]] = bins.scored & (
+        num_samples * mass / mass.sum() >= FEWEST_IN_BIN
+    )
+    return fillable
+
+
 @dataclass(frozen=True)
 class ProfileError:
     """Errors of aligned profiles over the scored bins, in kT: ``rms``, ``bias`` and ``std`` over the repeats, and the
@@ -108,7 +122,7 @@ def profile_error(
     .. math:: \mathrm{rms} = \sqrt{\mathrm{mean}_{b,r} (F_{br} - F_b)^2}, \qquad
               \mathrm{bias} = \mathrm{mean}_b |\mathrm{mean}_r F_{br} - F_b| .
 
-    An empty scored bin makes all of them infinite.
+    An empty scored bin makes all of them infinite, and so does having no bin to score.
 
     :param profiles: ``(R, B)`` or ``(B,)``.
     :param exact: ``(B,)``.
@@ -122,12 +136,9 @@ def profile_error(
         raise ShapeError(
             f"expected profiles (R, {bins.count}) and exact ({bins.count},), got {repeats.shape}, {truth.shape}"
         )
-    scored = bins.scored
-    if num_samples is not None:
-        mass = np.exp(truth.min() - truth)
-        scored = scored & (num_samples * mass / mass.sum() >= FEWEST_IN_BIN)
+    scored = bins.scored if num_samples is None else fillable_bins(truth, num_samples, bins)
     repeats, truth = repeats[:, scored], truth[scored]
-    if not np.isfinite(repeats).all():
+    if not scored.any() or not np.isfinite(repeats).all():
         return ProfileError(math.inf, math.inf, math.inf, int(scored.sum()))
     difference = repeats - repeats.mean(-1, keepdims=True) - (truth - truth.mean())
     return ProfileError(

@@ -229,11 +229,13 @@ class WeightedSamples:
             lines.append(f"  log Z     {self.log_normalizer:.4f} +- {error}")
             lines.append(f"  ESS       {self.ess:.4f} of N = {self.num_samples}")
             khat = f"{self.khat:.2f}" if math.isfinite(self.khat) else "n/a (no tail to fit)"
-            lines.append(f"  k-hat     {khat} (limit {self.khat_limit:.2f})")
+            lines.append(f"  k-hat     {khat}" + (f" (limit {self.khat_limit:.2f})" if self.khat_limit > 0 else ""))
         except PyroBoltzmannError as problem:
             lines.append(f"  no estimate: {problem}")
         else:
-            if not self.reliable:
+            if not self.reliable and not math.isfinite(self.khat):
+                lines.append("  unreliable: too few draws, or one that dominates them all, to fit a tail")
+            elif not self.reliable:
                 lines.append("  unreliable: the weights have too heavy a tail for these draws")
             if self.num_nonfinite:
                 lines.append(f"  {self.num_nonfinite} draws of zero weight (energy +inf)")

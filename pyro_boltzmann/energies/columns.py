@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["by_columns", "goes_by_columns"]
+__all__ = ["by_columns", "goes_by_columns", "is_dense"]
 
 COLUMNS_UP_TO = 32
 """States of at most this many dimensions are kept column by column while they are streamed."""
@@ -24,3 +24,8 @@ def by_columns(x: Tensor) -> Tensor:
 
 def goes_by_columns(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and 1 < shape[1] <= COLUMNS_UP_TO
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether every element has a place of its own in one block of memory, stored by rows or by columns."""
+    return x.is_contiguous() or (x.dim() == 2 and x.mT.is_contiguous())

@@ -22,7 +22,8 @@ __all__ = [
 ]
 
 Energy = Callable[[Tensor], Tensor]
-"""Anything that maps ``(*batch, *event)`` to ``(*batch)``."""
+"""Anything that maps ``(*batch, *event)`` to ``(*batch)``.
+One that keeps its argument should keep a clone: while paths are streamed, the memory of a state is used again."""
 
 
 @dataclass

@@ -54,7 +54,7 @@ def isolated(*, validates: bool = False) -> Iterator[None]:
 
 
 class _LogJoint(Messenger):
-    """Conditions the latent sites, hides every site from enclosing handlers, and collects log-probabilities."""
+    """Conditions the latent sites, hides every sample site from enclosing handlers, and collects log-probabilities."""
 
     def __init__(self, latents: Mapping[str, Tensor], plate_dim: int, batch_dim: int) -> None:
         super().__init__()
@@ -64,7 +64,8 @@ class _LogJoint(Messenger):
         self.terms: list[Tensor] = []
 
     def _process_message(self, msg: Any) -> None:
-        msg["stop"] = True
+        # Parameters of the program may be seen from outside: SVI trains those that it sees.
+        msg["stop"] = msg["type"] != "param"
         if msg["type"] != "sample" or msg["is_observed"] or _is_untraced(msg):
             return
         value = self.latents.get(msg["name"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.energies.columns import is_dense
 from pyro_boltzmann.energies.tracing import is_tracing
 
 __all__ = ["RowMask"]
@@ -54,7 +55,8 @@ class RowMask:
     def select(self, new: Tensor, old: Tensor, *, overwrite: bool = False) -> Tensor:
         """Rows of ``new`` where chosen, of ``old`` elsewhere.
 
-        :param overwrite: ``new`` is the caller's own and not needed any more: its memory may take the result.
+        :param overwrite: ``new`` is the caller's own and not needed any more: its memory may take the result. It comes
+            back as another object all the same, because transforms with a cache recognise states by identity.
         """
         has_event = new.dim() > len(self._shape())
         integer = _INTEGERS.get(new.dtype)
@@ -67,9 +69,9 @@ class RowMask:
         if has_event:
             bits = bits.unsqueeze(-1)
         old_bits = old.view(integer)
-        if overwrite and new.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():
+        if overwrite and is_dense(new) and new.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():
             new.view(integer).bitwise_xor_(old_bits).bitwise_and_(bits).bitwise_xor_(old_bits)
-            return new
+            return new.detach()
         return torch.bitwise_xor(new.view(integer), old_bits).bitwise_and_(bits).bitwise_xor_(old_bits).view(new.dtype)
 
     def _shape(self) -> torch.Size:

@@ -57,8 +57,9 @@ def main() -> None:
 
 _EXPLANATION = """\
 Written by `python -m pyro_boltzmann.experiments.bench --page FILE` (`make bench` prints it). bgflow is on no package
-index; where it is not installed, the published loop repeats the operations of its blocks step by step, on the same
-energy and on an energy written as there."""
+index; where it is not installed, the published loop repeats the operations of its blocks step by step: on an energy
+written as there, which is what the targets are about, and on our energy, to tell the step from the energy. A ratio
+counts as met if both its minimum and its median are."""
 
 
 def _write(path: Path, content: str) -> None:
@@ -86,16 +87,21 @@ def _table(
     needed = [a + b for a, b in zip(values, numbers, strict=True)]
     lines = [title]
     lines += [f"  {name:<42} {min(row):7.3f}  ({statistics.median(row):.3f})" for name, row in times.items()]
-    lines.append(f"  {'ratio to energy + random numbers':<42} {_ratio(mine, needed)}  asked: at most 2")
-    for name, other in zip(list(rows)[3:], others, strict=True):
-        lines.append(f"  {'ratio to ' + name:<42} {_ratio(mine, other)}  asked: at most {limit}")
+    lines.append(f"  {'ratio to energy + random numbers':<42} {_ratio(mine, needed, 2.0)}")
+    for name, other, asked in zip(list(rows)[3:], others, (None, limit), strict=True):
+        lines.append(f"  {'ratio to ' + name:<42} {_ratio(mine, other, asked)}")
     return [*lines, ""]
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> str:
+def _ratio(ours: list[float], theirs: list[float], asked: float | None) -> str:
     """Of the minima, and in brackets the median over repeats: each repeat compares runs of the same half minute."""
+    least = min(ours) / min(theirs)
+    median = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    text = f"{least:7.2f}  ({median:.2f})"
     return (
-        f"{min(ours) / min(theirs):7.2f}  ({statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.2f})"
+        text
+        if asked is None
+        else f"{text}  asked: at most {asked:g}, {'met' if max(least, median) <= asked else 'short'}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pyro_boltzmann.diagnostics import format_report
 from pyro_boltzmann.diagnostics.atomic import write_atomically
+from pyro_boltzmann.diagnostics.weights import khat_limit
 
 __all__ = ["write_results_page"]
 
@@ -20,18 +22,30 @@ def write_results_page(
     title: str,
     introduction: str,
     columns: Sequence[str],
-    pictures: Sequence[str] = (),
+    pictures: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a Markdown page; pictures are PNG files beside it.
+    """Write a Markdown page. Where k-hat is above its limit, weighted estimates have no error, and the row says so.
 
     :param columns: metrics of the table, one row a model.
+    :param pictures: captions of PNG files beside the page, by name.
     """
     lines = [f"# {title}", "", introduction, ""]
-    lines += ["| model | " + " | ".join(f"`{c}`" for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    limit = khat_limit(report["num_samples"])
+    lines += [
+        "| model | " + " | ".join(f"`{c}`" for c in columns) + " | verdict |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
     for name, metrics in report["models"].items():
         shown = f"**{name}**" if name == report["sampler"] else name
-        lines.append(f"| {shown} | " + " | ".join(_cell(metrics.get(c)) for c in columns) + " |")
-    lines += ["", "Digits behind +- are standard errors; floors are those of exact samples of the same size.", ""]
+        khat = (metrics.get("khat") or {}).get("value")
+        reliable = khat is not None and khat <= limit
+        cells = [_cell(metrics.get(c), has_error=c in _WEIGHTED, reliable=reliable) for c in columns]
+        lines.append(f"| {shown} | " + " | ".join(cells) + f" | {'reliable' if reliable else 'unreliable'} |")
+    lines += [
+        "",
+        f"Digits behind +- are standard errors. The limit of k-hat is {limit:.2f} for N = {report['num_samples']:,}.",
+        "",
+    ]
     lines += [
         "## The headline model",
         "",
@@ -40,10 +54,10 @@ def write_results_page(
         "```",
         "",
     ]
-    for picture in pictures:
-        lines += [f"![{picture}]({picture}.png)", ""]
+    for picture, caption in (pictures or {}).items():
+        lines += [f"![{caption}]({picture}.png)", "", f"*{caption}*", ""]
     lines += [
-        f"Seed {report['seed']}, {report['threads']} threads, Python {platform.python_version()}, "
+        f"Seed {report['seed']}, {report['threads']} threads on {_processor()}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "python")
         + f"; regenerate with `pyro-boltzmann reproduce {report['experiment']} --seed {report['seed']} --out DIR`.",
         "",
@@ -60,9 +74,25 @@ def _of_headline(report: Mapping[str, Any]) -> list[str]:
     return [reason for reason in report["reasons"] if not reason.startswith("models.")]
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
+_WEIGHTED = ("log_z", "delta_f")
+
+
+def _cell(row: Mapping[str, Any] | None, *, has_error: bool, reliable: bool) -> str:
     if row is None or row["value"] is None:
         return "n/a"
     value, error = row["value"], row["std_error"]
+    if has_error and not reliable:
+        return f"{value:.4g} +- n/a (k-hat)"
     digits = f"{value:.4g}" if abs(value) < 1e4 else f"{value:.2e}"
     return digits if error is None else f"{value:.4f} +- {error:.4f}"
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it, and the number of cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name} ({os.cpu_count()} cores)"

@@ -85,7 +85,10 @@ class StochasticBlock(FusedTransform):
     # To implement ------------------------------------------------------------------------------------------------
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
-        """Step number ``index``: ``x`` is ``(*batch, dim)``, ``memo`` what is known at ``x``."""
+        """Step number ``index``: ``x`` is ``(*batch, dim)``, ``memo`` what is known at ``x``.
+
+        The state returned is a tensor of its own, or ``x`` itself: a stream may use its memory again.
+        """
         raise NotImplementedError
 
     def step_inverse(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:

@@ -33,9 +33,9 @@ def sample_part(
     """Fresh noise of shape ``(*batch_shape, size)`` with the dtype and device of ``like``, in ``memory`` if it fits."""
     shape = (*batch_shape, part.size)
     if part.kind == "normal":
-        if memory is not None and memory.shape == shape and memory.mT.is_contiguous():
+        if memory is not None and goes_by_columns(shape) and memory.shape == shape and memory.mT.is_contiguous():
             memory.mT.normal_(generator=generator)
-            return memory
+            return memory.detach()  # another object: transforms with a cache recognise states by identity
         if goes_by_columns(shape):
             return torch.randn(shape[::-1], dtype=like.dtype, device=like.device, generator=generator).mT
         return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)

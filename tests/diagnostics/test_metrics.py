@@ -185,6 +185,7 @@ def test_profile_error_of_exact_and_shifted_profiles():
     score = profile_error(hole, exact, num_samples=100_000)
     assert score.rms == pytest.approx(0.0, abs=1e-12) and score.num_bins < 22
     assert profile_error(hole, exact, num_samples=10_000_000).rms == math.inf
+    assert profile_error(exact, exact, num_samples=5).rms == math.inf
 
 
 def test_reweighted_profile_approaches_the_exact_one():

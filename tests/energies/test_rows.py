@@ -65,7 +65,8 @@ def test_negative_rows(dtype: torch.dtype, grad: bool) -> None:
 def test_select_may_overwrite_the_new_rows_but_never_the_old() -> None:
     new, old, mask = torch.ones(6, 2), torch.zeros(6, 2), torch.tensor([True, False] * 3)
     chosen = RowMask(mask).select(new, old, overwrite=True)
-    assert chosen is new and torch.equal(chosen[:, 0], mask.float()) and not old.any()
+    assert chosen is not new and chosen.data_ptr() == new.data_ptr()
+    assert torch.equal(chosen[:, 0], mask.float()) and not old.any()
     same = torch.full((6, 2), 5.0)
     assert torch.equal(RowMask(mask).select(same.view(6, 2), same, overwrite=True), torch.full((6, 2), 5.0))
     assert torch.equal(same, torch.full((6, 2), 5.0))

@@ -38,7 +38,7 @@ def test_a_small_mode_survives_training() -> None:
     """The small mode of Mueller-Brown has 0.34 % of the mass, and no weight tells when a flow has lost it."""
     target = pb.catalogue["muller_brown"]
     model, guide = _guide("flow", target, seed=6)
-    ARCHITECTURES["flow"].train(model, guide, target=target, seed=6, progress=False, scale=0.4)
+    ARCHITECTURES["flow"].train(model, guide, target=target, seed=6, progress=False)
     draws = pb.importance_sample(model, guide, num_samples=50_000, seed=7)
     is_small = (target.mode_assignment(draws.samples["x"]) == 1).double()
     mass, error = draws.expectation(lambda sites: is_small)

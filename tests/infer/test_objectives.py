@@ -268,6 +268,24 @@ def test_pyro_svi_trains_through_the_objectives(kind):
     assert abs(guide.path.blocks[0].loc.item() - 2) < 0.5
 
 
+@pytest.mark.parametrize("kind", ["reverse", "pyro"])
+def test_pyro_svi_trains_parameters_of_the_model(kind):
+    """Maximum marginal likelihood: x ~ N(theta, 1), y = 3 with variance 1 pulls theta to 3."""
+
+    def model():
+        theta = pyro.param("theta", torch.tensor(0.0))
+        x = pyro.sample("x", dist.Normal(theta, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(3.0))
+
+    guide = pb.AutoStochasticFlow(model, lambda energy, dim: [Shift(torch.zeros(1), torch.zeros(1))]).initialize()
+    objective = pb.ReverseKL(32) if kind == "reverse" else Trace_ELBO(num_particles=32, vectorize_particles=True)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), objective)
+    for _ in range(150):
+        svi.step()
+    assert abs(pyro.param("theta").item() - 3) < 0.5
+    assert not pyro.param("theta").unconstrained().grad.any()  # SVI zeroes what it trains
+
+
 def test_weighted_data_are_resampled_data():
     """Minibatches of weighted data have the frequencies of the weights; a zero weight is never drawn (4.5 s.e.)."""
     data = torch.arange(5.0).unsqueeze(-1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
 import pytest
 import torch
 from torch import Tensor
@@ -78,6 +80,52 @@ def test_memory_used_again_holds_no_surprise(dim: int, proposal: Any) -> None:
         assert torch.equal(x, copy) and not torch.equal(result.x, x)
         torch.testing.assert_close(result.log_ratio, energy(result.x) - energy(x), rtol=0, atol=1e-5)
         torch.testing.assert_close(result.memo.known_value(one.energy), energy(result.x), rtol=0, atol=0)
+
+
+def test_states_are_new_objects_for_energies_that_cache() -> None:
+    """Pyro's transforms recognise their last state by identity: memory used again must not look like that state."""
+    flow = T.affine_autoregressive(2)
+    density = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [flow])
+
+    def energy(x: Tensor) -> Tensor:
+        return -density.log_prob(x)
+
+    model = pb.BoltzmannModel(energy, 2)
+    halves = [lambda x: 0.5 * energy(x), lambda x: 0.25 * energy(x)]  # other energies than the target's: no memo
+    guide = pb.AutoStochasticFlow(
+        model, lambda _, dim: [MetropolisAdjusted(RandomWalkTransform(dim, 1.0, num_steps=4), half) for half in halves]
+    )
+    with torch.no_grad():
+        paths = guide.sample_paths(500, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(paths.energy, energy(paths.z.clone()), rtol=0, atol=1e-5)
+        block = guide.path.blocks[0]
+        state = torch.randn(500, 2)
+        first = block.stream(state)
+        second = guide.path.blocks[1].stream(first.x)
+        for result, start, half in ((first, state, halves[0]), (second, first.x, halves[1])):
+            expected = half(result.x.clone()) - half(start.clone())
+            torch.testing.assert_close(result.log_ratio, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_any_batch_and_any_stride() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(-1)
+
+    for shape in ((2,), (1, 2), (3, 4, 2), (0, 2)):
+        result = MetropolisAdjusted(RandomWalkTransform(2, 0.5, num_steps=4), energy).stream(torch.ones(shape))
+        assert result.x.shape == shape
+        torch.testing.assert_close(result.log_ratio, energy(result.x) - energy(torch.ones(shape)))
+
+    class Together(RandomWalkTransform):
+        """All particles jump to one place: a proposal whose states share memory (no valid one, but no crash)."""
+
+        def stream_step(self, x: Any, noise: Any, memo: Any, index: int, *, inverse: bool = False) -> Any:
+            y, *rest = super().stream_step(x, noise, memo, index, inverse=inverse)
+            return y[:1].expand(y.shape), *rest
+
+    result = MetropolisAdjusted(Together(2, 0.5, num_steps=4), energy).stream(torch.ones(5, 2))
+    torch.testing.assert_close(result.log_ratio, energy(result.x) - energy(torch.ones(5, 2)))
 
 
 @pytest.mark.parametrize("count", [1, 3, 100_000])

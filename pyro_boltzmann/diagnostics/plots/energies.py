@@ -63,13 +63,16 @@ def plot_free_energy_profile(
     exact: ArrayLike | None = None,
     *,
     bins: ProfileBins | None = None,
+    scored: ArrayLike | None = None,
     coordinate: str = "$x_1$",
     title: str = "Free-energy profile",
 ) -> Figure:
     """Profiles ``(B,)`` or repeats ``(R, B)`` on fixed bins, aligned over the scored bins, with bands of +-1 sd.
 
-    Zero is the minimum of the exact profile (of the raw one, if no exact one is given); unscored bins are shaded.
+    Zero is the minimum of the exact profile (of the raw one, if no exact one is given); unscored bins are shaded, and
+    bins that are empty in any repeat have no mark.
 
+    :param scored: which bins are scored, ``(B,)``, if fewer than ``bins`` says.
     :raises ShapeError: if no scored bin is filled in every profile.
     """
     bins = bins or ProfileBins()
@@ -77,7 +80,8 @@ def plot_free_energy_profile(
     lines = [("exact", exact, _EXACT), ("raw", raw, RAW), ("reweighted", reweighted, WEIGHTED)]
     given = {name: np.atleast_2d(to_numpy(profile)) for name, profile, _ in lines if profile is not None}
     # Bins that are empty in any profile take no part, or the profiles would be shifted against each other.
-    usable = np.logical_and.reduce([bins.scored, *(np.isfinite(repeats).all(0) for repeats in given.values())])
+    chosen = bins.scored if scored is None else np.asarray(scored, dtype=bool)
+    usable = np.logical_and.reduce([chosen, *(np.isfinite(repeats).all(0) for repeats in given.values())])
     if not usable.any():
         raise ShapeError("expected at least one scored bin that is filled in every profile, got none; use more draws")
     aligned = {name: repeats - repeats[:, usable].mean(1, keepdims=True) for name, repeats in given.items()}
@@ -92,11 +96,12 @@ def plot_free_energy_profile(
         if len(profiles) > 1:
             spread = profiles.std(0)
             axes.fill_between(bins.centres, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-    for side in (-1.0, 1.0):
-        axes.axvspan(side * bins.scored_within, bins.high if side > 0 else bins.low, color="#eef1f3", zorder=0)
+    for low, high, is_scored in zip(bins.edges[:-1], bins.edges[1:], chosen, strict=True):
+        if not is_scored:
+            axes.axvspan(low, high, color="#eef1f3", linewidth=0, zorder=0)
     axes.set_xlim(bins.low, bins.high)
-    scored = np.concatenate([profiles[:, bins.scored].ravel() for profiles in aligned.values()]) - lowest
-    top = float(np.max(scored[np.isfinite(scored)]))
+    heights = np.concatenate([profiles[:, bins.scored].ravel() for profiles in aligned.values()]) - lowest
+    top = float(np.max(heights[np.isfinite(heights)]))
     axes.set_ylim(-0.08 * top, 1.25 * top)
     tidy(axes, title=title, x=coordinate, y="free energy (kT)")
     return figure
