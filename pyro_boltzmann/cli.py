@@ -243,7 +243,14 @@ def _parser() -> _Parser:
     reproduce.add_argument("--num-samples", type=_positive_int, metavar="N", help="draws (default: as published)")
 
     for run in (sample, reproduce):
-        run.add_argument("--seed", type=_seed, required=run is sample, default=0, metavar="S", help="seed of the run")
+        run.add_argument(
+            "--seed",
+            type=_seed,
+            required=run is sample,
+            default=0,
+            metavar="S",
+            help="seed of the run (reproduce: 0 unless given)",
+        )
         run.add_argument("--out", type=Path, required=run is sample, metavar="DIR", help="folder for the results")
         run.add_argument("--minutes", type=_positive_float, metavar="M", help="limit of the training time")
 

@@ -71,6 +71,8 @@ class BoltzmannModel:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if not callable(energy):
+            raise TypeError(f"an energy must be callable, (*batch, *event) -> (*batch); got {type(energy).__name__}")
         self.energy = energy
         self.event_shape = as_event_shape(event_shape)
         self.temperature = check_temperature(temperature)

@@ -225,10 +225,10 @@ def _report(
 _INTRODUCTION = """\
 Each guide is trained by Pyro's `SVI` with {particles} particles for {seconds:.0f} s of wall time on each
 parametrisation, building and adapting included: `diagonal` is `AutoDiagonalNormal`; `flow` is `AutoNormalizingFlow`
-with six affine couplings; `iaf` is `AutoNormalizingFlow` with two affine autoregressive layers (all three with
-`Trace_ELBO`); `snf` has the layers of `iaf`, trained with this package's `ReverseKL` (the same loss without traces,
-hence more steps in the same time), and in front of them HMC, annealed from the base to the posterior as the base sees
-it. Figures are from N = {count:,} draws; log Z is $-31.31135$ by quadrature for both. `nuts_z` is the largest
-deviation of a reweighted posterior mean (mu, tau and the eight effects) from that of Pyro's NUTS on the non-centred
-program, in standard errors of the difference. On the centred form, a funnel, every guide misses part of the neck: where
-k-hat is above its limit, a better ELBO does not make the weights usable; take the non-centred form."""
+with six affine couplings; `iaf` is `AutoNormalizingFlow` with two affine autoregressive layers with linear skips
+(all three with `Trace_ELBO`); `snf` has the layers of `iaf`, trained with this package's `ReverseKL` (the same loss
+without traces, hence more steps in the same time), and in front of them HMC, annealed from the base to the posterior
+as the base sees it. Figures are from N = {count:,} draws; log Z is $-31.31135$ by quadrature for both. `nuts_z` is the
+largest deviation of a reweighted posterior mean (mu, tau and the eight effects) from that of Pyro's NUTS on the
+non-centred program, in standard errors of the difference. On the centred form, a funnel, every guide misses part of the
+neck: where k-hat is above its limit, a better ELBO does not make the weights usable; take the non-centred form."""

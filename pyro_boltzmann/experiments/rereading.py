@@ -37,6 +37,8 @@ def reread(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Path]]:
     file = Path(path)
     if file.is_dir():
         file = file / DRAWS
+    if not file.exists():
+        raise ReportError(f"there is no file {file}; give the samples.nc of a run, or its folder")
     ws = from_netcdf(file)
     described = ws.info.get("run") or {}
     stored = read_report(file.parent / REPORT) if (file.parent / REPORT).exists() else None

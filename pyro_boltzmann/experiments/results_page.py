@@ -10,6 +10,7 @@ from typing import Any
 
 from pyro_boltzmann.diagnostics import format_report
 from pyro_boltzmann.diagnostics.atomic import write_atomically
+from pyro_boltzmann.diagnostics.report import KHAT_MARGIN
 from pyro_boltzmann.diagnostics.weights import khat_limit
 
 __all__ = ["write_results_page"]
@@ -40,7 +41,7 @@ def write_results_page(
         khat = (metrics.get("khat") or {}).get("value")
         reliable = khat is not None and khat <= limit
         cells = [_cell(metrics.get(c), has_error=c in _WEIGHTED, reliable=reliable) for c in columns]
-        lines.append(f"| {shown} | " + " | ".join(cells) + f" | {'reliable' if reliable else 'unreliable'} |")
+        lines.append(f"| {shown} | " + " | ".join(cells) + f" | {_verdict(khat, limit)} |")
     lines += [
         "",
         f"Digits behind +- are standard errors. The limit of k-hat is {limit:.2f} for N = {report['num_samples']:,}.",
@@ -72,6 +73,12 @@ def write_results_page(
 
 def _of_headline(report: Mapping[str, Any]) -> list[str]:
     return [reason for reason in report["reasons"] if not reason.startswith("models.")]
+
+
+def _verdict(khat: float | None, limit: float) -> str:
+    if khat is None or khat > limit:
+        return "unreliable"
+    return "reliable" if khat <= limit - KHAT_MARGIN else "close to the limit"
 
 
 _WEIGHTED = ("log_z", "delta_f")

@@ -110,7 +110,12 @@ class AutoStochasticFlow(AutoContinuous):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         del self.path
         with default_dtype(dtype):
-            self.path = PathTransform(self._init_blocks_fn(self.energy, latent_dim), latent_dim).to(dtype)
+            blocks = self._init_blocks_fn(self.energy, latent_dim)
+            if not isinstance(blocks, Iterable):
+                raise TypeError(
+                    f"init_blocks_fn(energy, latent_dim) must return a list of blocks, got {type(blocks).__name__}"
+                )
+            self.path = PathTransform(blocks, latent_dim).to(dtype)
         self.register_buffer("base_loc", _row(loc, latent_dim, dtype))
         self.register_buffer("base_scale", _row(scale, latent_dim, dtype))
 

@@ -106,6 +106,9 @@ def fit(
         )
     if log_every < 1:
         raise ValueError(f"log_every must be positive, got {log_every}")
+    for name, limit in (("max_seconds", max_seconds), ("max_evaluations", max_evaluations)):
+        if limit is not None and not limit >= 0:
+            raise ValueError(f"{name} must not be negative, got {limit}; leave it out to train without that limit")
     if data is None and any(phase.forward_kl for phase in phases):
         raise ValueError(
             "forward KL needs data: pass data= with unconstrained latents (n, latent_dim) or weighted draws"

@@ -502,3 +502,15 @@ def test_a_boltzmann_site_without_a_sampler_needs_only_a_place_to_start() -> Non
     draws = pb.importance_sample(measured, guide, y, num_samples=20_000, seed=0)
     exact = float(dist.Normal(0.0, 2.0**0.5).log_prob(y))
     assert abs(draws.log_normalizer - exact) < 4.5 * draws.log_normalizer_error
+
+
+@pytest.mark.parametrize("blocks", [None, T.AffineTransform(0.0, 1.0)])
+def test_blocks_must_come_in_a_list(blocks):
+    model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 2)
+    with pytest.raises(TypeError, match="must return a list of blocks, got"):
+        pb.AutoStochasticFlow(model, lambda energy, dim: blocks)
+
+
+def test_an_energy_must_be_callable():
+    with pytest.raises(TypeError, match="an energy must be callable"):
+        pb.BoltzmannModel(3, 2)

@@ -471,3 +471,11 @@ def test_folder_as_checkpoint(tmp_path):
     model, guide = flow()
     with pytest.raises(CheckpointError, match="no checkpoint file at"):
         pb.fit(model, guide, num_steps=5, checkpoint=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("limit", ["max_seconds", "max_evaluations"])
+def test_negative_limits_are_refused(limit):
+    model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 2)
+    guide = pb.AutoStochasticFlow(model, lambda energy, dim: [pb.transforms.ElementwiseAffine(dim)])
+    with pytest.raises(ValueError, match=f"{limit} must not be negative, got -1"):
+        pb.fit(model, guide, num_steps=2, progress=False, **{limit: -1})
