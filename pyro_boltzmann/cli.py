@@ -252,7 +252,12 @@ def _parser() -> _Parser:
             help="seed of the run (reproduce: 0 unless given)",
         )
         run.add_argument("--out", type=Path, required=run is sample, metavar="DIR", help="folder for the results")
-        run.add_argument("--minutes", type=_positive_float, metavar="M", help="limit of the training time")
+        run.add_argument(
+            "--minutes",
+            type=_positive_float,
+            metavar="M",
+            help="limit of the training time; some seconds of set-up come on top",
+        )
 
     report = command("report", _report, "read a run again: table, verdict, pictures", REPORT_EXAMPLES)
     report.add_argument("draws", type=Path, metavar="DIR/samples.nc", help="the draws of a run, or its folder")
