@@ -135,18 +135,19 @@ class MetropolisAdjusted(StochasticBlock):
             return super().stream(x, memo, generator, inverse=inverse)
         memo = EnergyMemo() if memo is None else memo
         x = by_columns(x)
-        start = spare = None
+        start = spare = delta = None
+        kept: list[Tensor] = []
         infos: list[StepInfo] = []
         for index in reversed(range(self.num_repeats)) if inverse else range(self.num_repeats):
             noise = self.proposal.sample_step_noise(x, generator, spare)
             y, log_ratio, proposed, _ = self.proposal.stream_step(x, noise, memo, index, inverse=inverse)
             if start is None:
                 start = current = memo.value(self.energy, x)  # the proposal's force may have brought it along
-            delta = proposed.value(self.energy, y) - current
+            delta = torch.sub(proposed.value(self.energy, y), current, out=delta)
             if isinstance(log_ratio, Tensor):
                 delta -= log_ratio
             # The threshold is -log U of a uniform U; unlike stored noise it need not be finite.
-            excess = log_uniform(delta.shape, delta, generator).add_(delta)
+            excess = log_uniform(delta.shape, delta, generator, kept).add_(delta)
             finite = None if _all_finite(delta) else delta.isfinite()
             rows = RowMask.negative(excess) if finite is None else RowMask((excess < 0) & finite)
             memo = proposed.where(rows, memo)

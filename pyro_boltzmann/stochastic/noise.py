@@ -44,15 +44,26 @@ def sample_part(
     return uniform.neg_().add_(1.0).log_().neg_()
 
 
-def log_uniform(shape: torch.Size, like: Tensor, generator: Generator | None = None) -> Tensor:
-    """Logarithms of fresh uniform numbers on [0, 1]; -inf may occur."""
+def log_uniform(
+    shape: torch.Size, like: Tensor, generator: Generator | None = None, kept: list[Tensor] | None = None
+) -> Tensor:
+    """Logarithms of fresh uniform numbers on [0, 1]; -inf may occur.
+
+    :param kept: a list, empty at first, in which memory is kept from call to call. The result of one call is then
+        overwritten by the next.
+    """
     if like.is_cuda or like.dtype != torch.float32:
         return torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator).log_()
     # Two 32-bit integers from each 64 random bits: half the cost of torch.rand on a CPU.
     count = shape.numel()
-    bits = torch.empty((count + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    uniform = bits.view(torch.int32)[:count].view(shape).to(like.dtype)
-    return uniform.mul_(2.0**-32).add_(0.5).log_()
+    if kept:
+        bits, uniform = kept
+    else:
+        bits, uniform = torch.empty((count + 1) // 2, dtype=torch.int64), torch.empty(shape, dtype=like.dtype)
+        if kept is not None:
+            kept += [bits, uniform]
+    bits.random_(-(2**63), None, generator=generator)
+    return uniform.copy_(bits.view(torch.int32)[:count].view(shape)).mul_(2.0**-32).add_(0.5).log_()
 
 
 def part_log_prob(part: NoisePart, noise: Tensor) -> Tensor:
