@@ -55,7 +55,8 @@ class Architecture:
 
     :ivar name: as on the command line.
     :ivar num_rungs: Metropolis steps from the flow's density to the target; none for a flow alone.
-    :ivar num_steps: updates of both stages together: 1/8 on the teacher, 1/8 mixed, 3/4 on its own draws.
+    :ivar num_steps: updates of both stages together: 1/4 on the teacher (the second half mixed with
+        reverse KL where its effective draws are few), 3/4 on its own draws.
     """
 
     name: str

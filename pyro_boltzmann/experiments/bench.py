@@ -98,11 +98,9 @@ def _ratio(ours: list[float], theirs: list[float], asked: float | None) -> str:
     least = min(ours) / min(theirs)
     median = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     text = f"{least:7.2f}  ({median:.2f})"
-    return (
-        text
-        if asked is None
-        else f"{text}  asked: at most {asked:g}, {'met' if max(least, median) <= asked else 'short'}"
-    )
+    if asked is None:
+        return text
+    return f"{text}  asked: at most {asked:g}, {'met' if max(least, median) <= asked else 'short'}"
 
 
 def _measure(rows: dict[str, Callable[[], object]]) -> dict[str, list[float]]:

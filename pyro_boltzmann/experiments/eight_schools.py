@@ -57,7 +57,7 @@ def couplings(dim: int) -> list[Any]:
 def autoregressive(dim: int) -> list[Any]:
     """Two affine autoregressive layers; the guide ``iaf`` and the stochastic flow have the same ones.
 
-    Linear skips, zero at the start, learn the scales in a funnel at once: they are linear in log tau.
+    Linear skips, zero at the start, can express the scales in a funnel by themselves: these are linear in log tau.
     """
     networks = [AutoRegressiveNN(dim, [32, 32], skip_connections=True) for _ in range(2)]
     for network in networks:
