@@ -18,7 +18,17 @@ from pyro_boltzmann.energies import (
 )
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.guides import AutoStochasticFlow
-from pyro_boltzmann.infer import FitResult, ForwardKL, Phase, ReverseKL, fit, importance_sample
+from pyro_boltzmann.infer import (
+    FitResult,
+    ForwardKL,
+    Phase,
+    Proposal,
+    ReverseKL,
+    fit,
+    importance_sample,
+    parallel_tempering,
+    smc,
+)
 
 __version__ = "0.1.0"
 
@@ -33,6 +43,7 @@ __all__ = [
     "ModelEnergy",
     "NormalEnergy",
     "Phase",
+    "Proposal",
     "ReverseKL",
     "TemperedEnergy",
     "WeightedSamples",
@@ -44,6 +55,8 @@ __all__ = [
     "guides",
     "importance_sample",
     "infer",
+    "parallel_tempering",
+    "smc",
     "stochastic",
     "to_arviz",
     "transforms",

@@ -35,7 +35,7 @@ def to_arviz(
     r"""An ``InferenceData`` (ArviZ 0.23) or ``DataTree`` (ArviZ 1.x), dimensions ``(chain, draw, ...)``.
 
     Groups: ``posterior`` (the sites), ``sample_stats`` (``log_weight``, ``log_weight_psis``, ``log_q``,
-    ``potential_energy`` and ``lp``, its negative). The root attributes ``khat``, ``kish_ess`` (a fraction),
+    ``root``, ``potential_energy`` and ``lp``, its negative). The root attributes ``khat``, ``kish_ess`` (a fraction),
     ``log_normalizer`` and ``log_normalizer_error`` are left out where they do not exist (NaN or all-zero weights).
 
     With resampling, each chain is resampled within itself (chains are independent replicates), ``posterior`` holds
@@ -97,10 +97,17 @@ def from_arviz(tree: Any) -> WeightedSamples:
         torch.from_numpy(stats["log_weight"].copy()),
         log_q=tensor("log_q"),
         energy=tensor("potential_energy"),
+        roots=tensor("root"),
+        log_normalizer_by_chain=_by_chain_record(record),
         evaluations=record.get("evaluations"),
         seconds=record.get("seconds"),
         info=_with_positions(record.get("info")),
     )
+
+
+def _by_chain_record(record: dict[str, Any]) -> Tensor | None:
+    values = record.get("log_normalizer_by_chain")
+    return None if values is None else torch.tensor(values, dtype=torch.float64)
 
 
 def _with_positions(info: Any) -> Any:
@@ -157,6 +164,8 @@ def _sample_stats(ws: WeightedSamples) -> dict[str, NDArray[Any]]:
         stats |= {"potential_energy": _numpy(ws.energy), "lp": _numpy(-ws.energy)}
     if ws.log_q is not None:
         stats["log_q"] = _numpy(ws.log_q)
+    if ws.roots is not None:
+        stats["root"] = _numpy(ws.roots)
     return stats
 
 
@@ -166,7 +175,15 @@ def _root_attrs(ws: WeightedSamples, resample: str) -> dict[str, Any]:
     attrs: dict[str, Any] = {
         "resample": resample,
         "site_names": json.dumps(list(ws.samples)),
-        "record": json.dumps({"evaluations": ws.evaluations, "seconds": ws.seconds, "info": info}, default=_as_json),
+        "record": json.dumps(
+            {
+                "evaluations": ws.evaluations,
+                "seconds": ws.seconds,
+                "info": info,
+                "log_normalizer_by_chain": ws.log_normalizer_by_chain,
+            },
+            default=_as_json,
+        ),
     }
     with contextlib.suppress(PyroBoltzmannError):
         attrs |= {

@@ -18,6 +18,11 @@ from pyro_boltzmann.exceptions import PyroBoltzmannError, ShapeError
 
 __all__ = ["WeightedSamples"]
 
+ENOUGH_CHAINS = 4
+"""Resampled draws in so many chains take their errors from the differences of the chains."""
+FEWEST_INDEPENDENT = 8
+"""Resampled draws that descend from fewer independent ones have errors that mean nothing."""
+
 
 class WeightedSamples:
     r"""Draws :math:`x_i` with log weights :math:`\ell_i`: :math:`\frac1N \sum e^{\ell_i} f(x_i) \to Z\,E_\pi[f]`.
@@ -31,6 +36,12 @@ class WeightedSamples:
     :param num_chains: number of independent replicates when ``log_weights`` is flat; must divide ``N``.
     :param log_q: log density (or path density) of the proposal at each draw, ``(N,)``.
     :param energy: target energy of each draw, ``(N,)``.
+    :param roots: for draws that were resampled on their way: which of its chain's first draws each descends from,
+        ``(N,)`` integers. Draws with one root are not independent, and their weights say nothing about what was lost
+        before they were resampled: errors are taken over roots, or over chains where there are four or more, and k-hat
+        is NaN.
+    :param log_normalizer_by_chain: ``(num_chains,)`` estimates of :math:`\log Z`, where they do not come from the
+        weights (parallel tempering); the mean of the weights must be their mean.
     :param evaluations: energy evaluations spent, ``{"train": {"values": ..., "gradients": ...}, ...}``.
     :param seconds: wall time spent.
     :param info: anything else worth keeping (acceptance rates of the blocks, ...).
@@ -56,6 +67,8 @@ class WeightedSamples:
         num_chains: int | None = None,
         log_q: Tensor | None = None,
         energy: Tensor | None = None,
+        roots: Tensor | None = None,
+        log_normalizer_by_chain: Tensor | None = None,
         evaluations: Mapping[str, Any] | None = None,
         seconds: float | Mapping[str, float] | None = None,
         info: Mapping[str, Any] | None = None,
@@ -77,6 +90,13 @@ class WeightedSamples:
         self.samples: dict[str, Tensor] = {name: self._flat(name, value, grid) for name, value in named.items()}
         self.log_q: Tensor | None = None if log_q is None else self._flat("log_q", log_q, grid)
         self.energy: Tensor | None = None if energy is None else self._flat("energy", energy, grid)
+        self.roots: Tensor | None = None if roots is None else self._flat("roots", roots, grid)
+        self.log_normalizer_by_chain = log_normalizer_by_chain
+        if log_normalizer_by_chain is not None and log_normalizer_by_chain.shape != (self.num_chains,):
+            raise ShapeError(
+                f"expected log_normalizer_by_chain of shape ({self.num_chains},), one a chain, got "
+                f"{tuple(log_normalizer_by_chain.shape)}"
+            )
         self.evaluations: dict[str, Any] = dict(evaluations or {})
         self.seconds: float | dict[str, float] | None = dict(seconds) if isinstance(seconds, Mapping) else seconds
         self.info: dict[str, Any] = dict(info or {})
@@ -113,10 +133,41 @@ class WeightedSamples:
     @cached_property
     def log_normalizer_error(self) -> float:
         r"""Delta-method standard error of :attr:`log_normalizer`; means nothing unless :attr:`reliable`."""
-        return _weights.log_normalizer_error(self.log_weights)
+        if self.log_normalizer_by_chain is not None:
+            return float(self.log_normalizer_by_chain.double().std()) / math.sqrt(self.num_chains)
+        if self.roots is None:
+            return _weights.log_normalizer_error(self.log_weights)
+        if self.num_chains >= ENOUGH_CHAINS:
+            return _weights.grouped_log_normalizer_error(self.log_weights, self._groups, self.num_chains)
+        return _weights.grouped_log_normalizer_error(self.log_weights, self._groups, self.num_samples)
+
+    @cached_property
+    def _chain(self) -> Tensor:
+        return torch.arange(self.num_samples, device=self.log_weights.device) // (self.num_samples // self.num_chains)
+
+    @cached_property
+    def _groups(self) -> Tensor:
+        """Labels of draws that depend on each other: one a chain where there are enough, otherwise one a root."""
+        return self._chain.cpu() if self.num_chains >= ENOUGH_CHAINS else self._roots_apart
+
+    @property
+    def _roots_apart(self) -> Tensor:
+        """Labels of roots that differ from chain to chain."""
+        assert self.roots is not None
+        return (self._chain * (int(self.roots.max()) + 1) + self.roots).cpu()
+
+    @cached_property
+    def num_independent(self) -> float:
+        r"""How many independent draws there are behind resampled ones: the effective number of their roots,
+        :math:`1 / \sum_g S_g^2` for shares :math:`S_g` of the weight. The ESS, where nothing was resampled."""
+        if self.roots is None:
+            return self.ess * self.num_samples
+        return _weights.effective_groups(self.log_weights, self._roots_apart)
 
     @cached_property
     def _psis(self) -> tuple[Tensor, float]:
+        if self.roots is not None:
+            return self.weights.log(), math.nan
         smoothed, khat = _weights.psis(self.log_weights)
         return torch.from_numpy(smoothed).to(self.log_weights.device), khat
 
@@ -126,7 +177,7 @@ class WeightedSamples:
 
     @property
     def khat(self) -> float:
-        """Tail index of the weights; ``inf`` where there are too few draws to tell."""
+        """Tail index of the weights; ``inf`` where there are too few draws to tell, NaN for resampled draws."""
         return self._psis[1]
 
     @property
@@ -136,8 +187,9 @@ class WeightedSamples:
 
     @property
     def reliable(self) -> bool:
-        """Whether k-hat is below its limit."""
-        return self.khat <= self.khat_limit
+        """Whether k-hat is below its limit; for resampled draws, whether they descend from at least eight independent
+        ones (:attr:`num_independent`)."""
+        return self.khat <= self.khat_limit if self.roots is None else self.num_independent >= FEWEST_INDEPENDENT
 
     @cached_property
     def max_weight(self) -> float:
@@ -164,13 +216,17 @@ class WeightedSamples:
         return self._elbo[1]
 
     def expectation(self, f: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        """Self-normalised mean of ``f`` and its standard error (see :func:`~.weights.expectation`), in float64.
+        """Self-normalised mean of ``f`` and its standard error (see :func:`~.weights.expectation`; for resampled draws
+        :func:`~.weights.grouped_expectation`), in float64.
 
         :param f: maps the dictionary of sites, or the only tensor, to ``(N, *event)``.
         """
         (first, *others) = self.samples.values()
         values = f(dict(self.samples) if others else first)
-        mean, error = _weights.expectation(self.log_weights, values.detach().cpu())
+        if self.roots is None:
+            mean, error = _weights.expectation(self.log_weights, values.detach().cpu())
+        else:
+            mean, error = _weights.grouped_expectation(self.log_weights, values.detach().cpu(), self._groups)
         device = self.log_weights.device
         return torch.from_numpy(mean).to(device), torch.from_numpy(error).to(device)
 
@@ -214,6 +270,8 @@ class WeightedSamples:
             and _same(self.log_weights, other.log_weights)
             and _same(self.log_q, other.log_q)
             and _same(self.energy, other.energy)
+            and _same(self.roots, other.roots)
+            and _same(self.log_normalizer_by_chain, other.log_normalizer_by_chain)
             and (self.evaluations, self.seconds) == (other.evaluations, other.seconds)
             and self.info.keys() == other.info.keys()
             and all(_same_record(value, other.info[name]) for name, value in self.info.items())
@@ -225,21 +283,32 @@ class WeightedSamples:
         chains = f" in {self.num_chains} chains" if self.num_chains > 1 else ""
         lines = [f"WeightedSamples: {self.num_samples} draws{chains} of {sites}"]
         try:
-            error = f"{self.log_normalizer_error:.4f}" if self.reliable else "n/a (k-hat)"
+            error = f"{self.log_normalizer_error:.4f}" if self.reliable else f"n/a ({self._evidence()})"
             lines.append(f"  log Z     {self.log_normalizer:.4f} +- {error}")
             lines.append(f"  ESS       {self.ess:.4f} of N = {self.num_samples}")
-            khat = f"{self.khat:.2f}" if math.isfinite(self.khat) else "n/a (no tail to fit)"
-            lines.append(f"  k-hat     {khat}" + (f" (limit {self.khat_limit:.2f})" if self.khat_limit > 0 else ""))
+            if self.roots is not None:
+                lines.append(f"  roots     {self.num_independent:.1f} effective (draws were resampled on their way)")
+            else:
+                khat = f"{self.khat:.2f}" if math.isfinite(self.khat) else "n/a (no tail to fit)"
+                lines.append(f"  k-hat     {khat}" + (f" (limit {self.khat_limit:.2f})" if self.khat_limit > 0 else ""))
         except PyroBoltzmannError as problem:
             lines.append(f"  no estimate: {problem}")
         else:
-            if not self.reliable and not math.isfinite(self.khat):
-                lines.append("  unreliable: too few draws, or one that dominates them all, to fit a tail")
-            elif not self.reliable:
-                lines.append("  unreliable: the weights have too heavy a tail for these draws")
+            if not self.reliable:
+                lines.append(f"  unreliable: {self._trouble()}")
             if self.num_nonfinite:
                 lines.append(f"  {self.num_nonfinite} draws of zero weight (energy +inf)")
         return "\n".join(lines)
+
+    def _evidence(self) -> str:
+        return "k-hat" if self.roots is None else "roots"
+
+    def _trouble(self) -> str:
+        if self.roots is not None:
+            return f"fewer than {FEWEST_INDEPENDENT} independent draws are behind these"
+        if not math.isfinite(self.khat):
+            return "too few draws, or one that dominates them all, to fit a tail"
+        return "the weights have too heavy a tail for these draws"
 
     __repr__ = summary
 

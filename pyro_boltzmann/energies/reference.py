@@ -16,7 +16,7 @@ class NormalEnergy:
     .. math:: u_0(x) = \frac{|x - \mu|^2}{2 s^2} + d \log s + \frac d2 \log 2\pi.
 
     :param loc: :math:`\mu`, a number or one number per dimension.
-    :param scale: :math:`s > 0`.
+    :param scale: :math:`s > 0`, a number, or one number per dimension (then :math:`d \log s` is their sum).
 
     >>> float(NormalEnergy()(torch.zeros(2)))  # log 2 pi
     1.837877...
@@ -24,11 +24,11 @@ class NormalEnergy:
 
     is_reference = True
 
-    def __init__(self, loc: float | Tensor = 0.0, scale: float = 1.0) -> None:
-        if not scale > 0:
+    def __init__(self, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> None:
+        if not bool(torch.as_tensor(scale > 0).all()):
             raise ValueError(f"the scale of a Gaussian must be positive, got {scale}")
         self.loc = loc
-        self.scale = float(scale)
+        self.scale = scale if isinstance(scale, Tensor) and scale.dim() else float(scale)
 
     def _centred(self, x: Tensor) -> Tensor:
         if isinstance(self.loc, Tensor):
@@ -36,11 +36,21 @@ class NormalEnergy:
         return x - self.loc if self.loc else x
 
     def __call__(self, x: Tensor) -> Tensor:
-        constant = x.shape[-1] * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
-        return (0.5 / self.scale**2) * self._centred(x).square().sum(-1) + constant
+        return self._value(self._centred(x), x)
 
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient in closed form, without autograd."""
         centred = self._centred(x)
+        scale = self.scale.to(x) if isinstance(self.scale, Tensor) else self.scale
+        return self._value(centred, x), centred / scale**2
+
+    def _value(self, centred: Tensor, x: Tensor) -> Tensor:
+        if isinstance(self.scale, Tensor):
+            scaled, log_scale = centred / self.scale.to(x), float(self.scale.double().log().sum())
+            value: Tensor = 0.5 * torch.linalg.vecdot(scaled, scaled) + (
+                log_scale + 0.5 * x.shape[-1] * math.log(2 * math.pi)
+            )
+            return value
         constant = x.shape[-1] * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
-        return (0.5 / self.scale**2) * torch.linalg.vecdot(centred, centred) + constant, centred / self.scale**2
+        value = (0.5 / self.scale**2) * torch.linalg.vecdot(centred, centred) + constant
+        return value

@@ -1,17 +1,21 @@
-"""Inference: objectives, training, importance sampling."""
+"""Inference: objectives, training, importance sampling, tempered reference samplers."""
 
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.objectives import ForwardKL, ReverseKL
+from pyro_boltzmann.infer.tempering import Proposal, parallel_tempering, smc
 
 __all__ = [
     "FitResult",
     "ForwardKL",
     "Phase",
+    "Proposal",
     "ReverseKL",
     "fit",
     "importance_sample",
     "load_checkpoint",
+    "parallel_tempering",
     "save_checkpoint",
+    "smc",
 ]

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from pyro_boltzmann.diagnostics.weighted_samples import WeightedSamples
 from pyro_boltzmann.energies.evaluation import count_evaluations
-from pyro_boltzmann.exceptions import NonFiniteEnergyError, OutputError
+from pyro_boltzmann.exceptions import NonFiniteEnergyError
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer.drawers import PathDrawer, TraceDrawer
-from pyro_boltzmann.infer.output import check_writable
+from pyro_boltzmann.infer.output import check_writable, save_without_latents
 from pyro_boltzmann.infer.preparation import prepare_guide
 from pyro_boltzmann.infer.randomness import seeded
 
@@ -92,7 +92,7 @@ def importance_sample(
         info={**drawn.info, "cpu_seconds": time.process_time() - cpu_start},
     )
     if save_to is not None:
-        _save(draws, save_to)
+        save_without_latents(draws, save_to)
     _refuse_nonfinite(draws, save_to)
     return draws
 
@@ -104,20 +104,6 @@ def _check_counts(num_samples: int, num_chains: int, batch_size: int | None) -> 
         raise ValueError(f"num_chains must be positive and divide num_samples={num_samples}, got {num_chains}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")
-
-
-def _save(draws: WeightedSamples, path: str | Path) -> None:
-    # The latents are the sites once more, and would swell the text attribute that holds the rest of the record.
-    latents = draws.info.pop("z", None)
-    try:
-        draws.save(path)
-    except OutputError as error:
-        error.samples = draws  # type: ignore[attr-defined]
-        error.add_note("the draws are on this error's .samples")
-        raise
-    finally:
-        if latents is not None:
-            draws.info["z"] = latents
 
 
 def _refuse_nonfinite(draws: WeightedSamples, save_to: str | Path | None) -> None:

@@ -1,0 +1,106 @@
+"""Keeps a long run in a file: what identifies it, its state, its random numbers, and what it has cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_boltzmann.energies.evaluation import EvaluationCount
+from pyro_boltzmann.exceptions import CheckpointError
+from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyro_boltzmann.infer.interrupt import deferred_interrupt
+from pyro_boltzmann.infer.randomness import generator_states, restore_generators
+
+__all__ = ["Keeper"]
+
+
+class Keeper:
+    """Saves and restores the state of a run; without a file it only counts what the run costs.
+
+    :param file: where to keep the run, or ``None``.
+    :param every: seconds between saves.
+    :param identity: what must agree for a run to continue.
+    :param resume: read what ``file`` holds; otherwise it is overwritten.
+    :raises CheckpointError: on :meth:`load`, if ``file`` holds another run.
+    :raises OutputError: on :meth:`save`, if it cannot be written.
+    """
+
+    def __init__(self, file: str | Path | None, every: float, identity: Mapping[str, Any], *, resume: bool) -> None:
+        self.file = None if file is None else Path(file)
+        self.every = every
+        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+        self.resume = resume
+        self.count = EvaluationCount()
+        """Evaluations of this call; whoever runs under :func:`count_evaluations` sets it."""
+        self._before = EvaluationCount()
+        self._seconds = self._cpu_seconds = 0.0
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        self._saved_at = self._start
+
+    @property
+    def spent(self) -> EvaluationCount:
+        """Evaluations of the whole run, earlier calls counted in."""
+        return self._before + self.count
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run, earlier calls counted in."""
+        return self._seconds + time.perf_counter() - self._start
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the whole run, earlier calls counted in."""
+        return self._cpu_seconds + time.process_time() - self._cpu_start
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was saved, with torch's generators put back as they were then; ``None`` for a new run."""
+        if self.file is None or not self.resume or not self.file.exists():
+            return None
+        tensors, kept = load_checkpoint(self.file)
+        try:
+            identity, described = kept["identity"], kept["described"]
+            different = sorted(
+                k for k in self.identity.keys() | identity.keys() if identity.get(k) != self.identity.get(k)
+            )
+            if different:
+                now = ", ".join(f"{k}={self.identity.get(k)!r} (was {identity.get(k)!r})" for k in different)
+                raise CheckpointError(
+                    f"{self.file} holds another run: {now}; name another checkpoint, or pass "
+                    "resume=False to overwrite it"
+                )
+            self._before = EvaluationCount(**kept["spent"])
+            self._seconds, self._cpu_seconds = kept["seconds"], kept["cpu_seconds"]
+            prefix = "generator."
+            states = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            restore_generators(states)
+            return {k: v for k, v in tensors.items() if not k.startswith(prefix)}, described
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.file} is not a complete checkpoint of such a run ({type(error).__name__}: {error}); "
+                "delete it or name another"
+            ) from error
+
+    def is_due(self) -> bool:
+        """Whether it is time to save again."""
+        return self.file is not None and time.perf_counter() - self._saved_at > self.every
+
+    def save(self, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
+        """Write the state, atomically."""
+        if self.file is None:
+            return
+        kept = {
+            "identity": self.identity,
+            "described": dict(described),
+            "spent": self.spent.to_dict(),
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+        generators = {f"generator.{name}": state for name, state in generator_states().items()}
+        with deferred_interrupt():
+            save_checkpoint(self.file, {**tensors, **generators}, kept)
+        self._saved_at = time.perf_counter()

@@ -1,0 +1,96 @@
+"""Which temperature comes next, and what a finished run of sequential Monte Carlo can be repeated from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Stage", "conditional_ess", "next_position"]
+
+SMALLEST_STEP = 1e-12
+
+
+@dataclass
+class Stage:
+    r"""One temperature of a ladder: everything that must be fixed for a run on it to be unbiased.
+
+    :ivar position: :math:`\lambda`, from 0 (the reference) to 1 (the target).
+    :ivar resample: whether the particles are resampled before they move.
+    :ivar scale: unit of the step sizes, ``(dim,)``.
+    :ivar step_sizes: one for each move.
+    """
+
+    position: float
+    resample: bool
+    scale: Tensor
+    step_sizes: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, which JSON returns bit for bit."""
+        return {**self.__dict__, "scale": self.scale.tolist(), "step_sizes": list(self.step_sizes)}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any], like: Tensor) -> Stage:
+        """The inverse of :meth:`to_dict`."""
+        scale = torch.tensor(plain["scale"], dtype=like.dtype, device=like.device)
+        return cls(plain["position"], plain["resample"], scale, list(plain["step_sizes"]))
+
+
+def conditional_ess(log_weights: Tensor, increments: Tensor) -> float:
+    r"""Conditional effective sample size, a fraction, averaged over chains:
+
+    .. math:: \frac{(\sum_i W_i v_i)^2}{\sum_i W_i v_i^2}, \qquad v = e^{\mathrm{increments}}.
+
+    Unlike the ESS of the new weights it measures the distance of two successive densities alone.
+
+    :param log_weights: ``(num_chains, n)``, before the step.
+    :param increments: ``(num_chains, n)``, what the step adds to them.
+
+    Source: Zhou, Johansen and Aston, arXiv 1303.3123, section 3.3.
+
+    >>> conditional_ess(torch.zeros(1, 4), torch.zeros(1, 4))
+    1.0
+    """
+    normal = log_weights - log_weights.logsumexp(-1, keepdim=True)
+    first = 2.0 * (normal + increments).logsumexp(-1)
+    second = (normal + 2.0 * increments).logsumexp(-1)
+    return min(1.0, float((first - second).exp().nan_to_num(0.0).mean()))
+
+
+def next_position(position: float, log_weights: Tensor, differences: Tensor, threshold: float) -> float:
+    r"""The largest :math:`\lambda' \le 1` whose conditional ESS is at least ``threshold``, by bisection.
+
+    Particles of infinite energy have weight zero at any :math:`\lambda' > 0`, whatever the step, and are left out.
+
+    :param differences: :math:`u - u_0` of each particle, ``(num_chains, n)``.
+    :param threshold: a fraction in (0, 1).
+
+    >>> u = torch.linspace(0, 10, 100).unsqueeze(0)
+    >>> 0.05 < next_position(0.0, torch.zeros(1, 100), u, 0.9) < 0.2
+    True
+    """
+    alive = differences < torch.inf
+    log_weights = torch.where(alive, log_weights, -torch.inf)
+    differences = torch.where(alive, differences, 0.0)
+    room = 1.0 - position
+
+    def is_near(step: float) -> bool:
+        return conditional_ess(log_weights, -step * differences) >= threshold
+
+    if is_near(room):
+        return 1.0
+    # In logarithms, because the first steps from a reference into a hard core are minute.
+    low, high = math.log(SMALLEST_STEP * room), math.log(room)
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if is_near(math.exp(middle)):
+            low = middle
+        else:
+            high = middle
+        if high - low < 1e-3:
+            break
+    return min(1.0, position + math.exp(low))

@@ -1,0 +1,266 @@
+"""The state of a run of sequential Monte Carlo and its one step, a temperature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
+from pyro_boltzmann.energies.evaluation import Energy
+from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError
+from pyro_boltzmann.infer.tempering.ensemble import Ensemble, Kernel, evaluate, move
+from pyro_boltzmann.infer.tempering.proposal import Proposal
+from pyro_boltzmann.infer.tempering.schedule import Stage, next_position
+
+__all__ = ["SMCRun", "SMCSettings"]
+
+ADAPTATION_RATE = 1.0
+NAMES = {"threshold": "conditional_ess", "resample_below": "resample_below"}
+
+
+@dataclass(frozen=True)
+class SMCSettings:
+    """What fixes a run, but for its seed."""
+
+    num_chains: int
+    chain_length: int
+    kernel: Kernel
+    num_moves: int
+    threshold: float
+    resample_below: float
+    resampler: str
+    waste_free: bool
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "resample_below"):
+            value = getattr(self, name)
+            if not 0.0 < value < 1.0:
+                raise ValueError(f"{NAMES[name]} must lie in (0, 1), got {value}")
+        if self.num_moves < 1:
+            raise ValueError(f"num_moves must be positive, got {self.num_moves}")
+        if self.resampler not in RESAMPLERS:
+            raise ValueError(f"resampler must be one of {sorted(RESAMPLERS)}, got {self.resampler!r}")
+        if self.waste_free and self.chain_length % (self.num_moves + 1):
+            raise ValueError(
+                f"waste-free chains of {self.num_moves + 1} states (num_moves + 1) must divide the {self.chain_length} "
+                f"particles of a chain; {self.chain_length - self.chain_length % (self.num_moves + 1)} would do"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the identity of a checkpoint."""
+        return {**self.__dict__, "kernel": list(self.kernel)}
+
+
+@dataclass
+class SMCRun:
+    r"""Particles between two temperatures.
+
+    :ivar ensemble: batch shape ``(num_chains, chain_length)``.
+    :ivar log_weights: of the particles in their chain since it was last resampled, ``(num_chains, chain_length)``.
+    :ivar log_z: :math:`\log \hat Z` of each chain up to its last resampling.
+    :ivar roots: index of each particle's first ancestor.
+    """
+
+    settings: SMCSettings
+    reference: Energy
+    target: Energy
+    ensemble: Ensemble
+    log_weights: Tensor
+    log_z: Tensor
+    roots: Tensor
+    step_size: float
+    position: float = 0.0
+    stages: list[Stage] = field(default_factory=list)
+    acceptance: list[float] = field(default_factory=list)
+    num_resamplings: int = 0
+
+    @classmethod
+    def start(cls, settings: SMCSettings, proposal: Proposal, target: Energy, step_size: float) -> SMCRun:
+        """Draw the first particles.
+
+        :raises NonFiniteEnergyError: if the energy is NaN or -inf at any of them.
+        """
+        shape = (settings.num_chains, settings.chain_length)
+        x = proposal.sample(math.prod(shape)).detach()
+        ensemble = evaluate(proposal.energy, target, x, settings.kernel.uses_gradients).reshape(*shape)
+        _refuse_undefined(ensemble.target, "draws of the proposal")
+        zeros = torch.zeros(shape, dtype=torch.float64, device=x.device)
+        roots = torch.arange(settings.chain_length, device=x.device).expand(shape).clone()
+        return cls(settings, proposal.energy, target, ensemble, zeros, zeros[:, 0].clone(), roots, step_size)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the particles have arrived at the target."""
+        return self.position == 1.0
+
+    @property
+    def ess(self) -> float:
+        """Of the weights within the chains, a fraction."""
+        weights = self.log_weights.softmax(-1)
+        return float((1.0 / weights.square().sum(-1)).mean()) / self.settings.chain_length
+
+    def adapt(self, *, hurry: bool = False) -> Stage:
+        """Choose the next temperature, and the scale and step size of its moves, from the particles.
+
+        :param hurry: go to the target at once, whatever the weights.
+        """
+        settings = self.settings
+        differences = (self.ensemble.target - self.ensemble.reference).double()
+        position = 1.0 if hurry else next_position(self.position, self.log_weights, differences, settings.threshold)
+        log_weights = self.log_weights + _increment(position - self.position, differences)
+        weights = log_weights.softmax(-1)
+        ess = float((1.0 / weights.square().sum(-1)).mean()) / settings.chain_length
+        x = self.ensemble.x
+        pooled = weights.to(x).unsqueeze(-1) / settings.num_chains
+        mean = (pooled * x).sum((0, 1))
+        scale = (pooled * (x - mean).square()).sum((0, 1)).sqrt()
+        # Particles that all sit at one place have no scale of their own.
+        scale = torch.where(scale.isfinite() & (scale > 1e-6 * scale.max()), scale, torch.ones_like(scale))
+        return Stage(position, settings.waste_free or ess < settings.resample_below, scale)
+
+    def advance(self, stage: Stage) -> None:
+        """Reweight, resample and move to the next temperature; a stage without step sizes is adapted and fills them."""
+        differences = (self.ensemble.target - self.ensemble.reference).double()
+        self.log_weights = self.log_weights + _increment(stage.position - self.position, differences)
+        self.position = stage.position
+        _refuse_extinct(self.log_weights, self.position)
+        if self.settings.waste_free:
+            rates = self._waste_free(stage)
+        else:
+            if stage.resample:
+                self._resample(self.settings.chain_length)
+            rates = [self._move(stage, index) for index in range(self.settings.num_moves)]
+        self.acceptance.append(sum(rates) / max(1, len(rates)))
+        self.stages.append(stage)
+
+    def _move(self, stage: Stage, index: int) -> float:
+        adapts = len(stage.step_sizes) <= index
+        if adapts:
+            stage.step_sizes.append(self.step_size)
+        kernel = self.settings.kernel
+        moved = move(
+            self.ensemble, self.reference, self.target, stage.position, kernel, stage.step_sizes[index], stage.scale
+        )
+        self.ensemble = moved.ensemble
+        rate = float(moved.acceptance.mean())
+        if adapts:
+            self.step_size *= math.exp(ADAPTATION_RATE * (rate - kernel.target_acceptance))
+        return rate
+
+    def _resample(self, size: int) -> None:
+        """Replace the particles of each chain by ``size`` equally weighted ones."""
+        chosen = []
+        for chain in self.log_weights:
+            chosen.append(RESAMPLERS[self.settings.resampler](chain, size, None))
+        index = torch.stack(chosen)
+        self.log_z = self.log_z + self.log_weights.logsumexp(-1) - math.log(self.settings.chain_length)
+        self.roots = self.roots.gather(1, index)
+        flat = (
+            index + self.settings.chain_length * torch.arange(len(index), device=index.device).unsqueeze(-1)
+        ).flatten()
+        self.ensemble = self.ensemble.reshape(-1).rows(flat).reshape(*index.shape)
+        self.log_weights = torch.zeros(index.shape, dtype=torch.float64, device=index.device)
+        self.num_resamplings += 1
+
+    def _waste_free(self, stage: Stage) -> list[float]:
+        """Resample few particles, and keep every state of the chains that start from them (Dau and Chopin 2022)."""
+        parents = self.settings.chain_length // (self.settings.num_moves + 1)
+        self._resample(parents)
+        states, roots, rates = [self.ensemble], self.roots, []
+        for index in range(self.settings.num_moves):
+            rates.append(self._move(stage, index))
+            states.append(self.ensemble)
+        self.ensemble = Ensemble.cat(states, 1)
+        self.roots = roots.repeat(1, len(states))
+        self.log_weights = torch.zeros_like(self.roots, dtype=torch.float64)
+        return rates
+
+    # Results -----------------------------------------------------------------------------------------------------
+
+    def final_log_weights(self) -> Tensor:
+        r"""Log weights ``(num_chains, chain_length)`` whose mean over a chain is that chain's :math:`\hat Z`.
+
+        :raises NonFiniteEnergyError: if the energy is NaN or -inf at a particle.
+        """
+        _refuse_undefined(self.ensemble.target, "final particles")
+        return self.log_weights + self.log_z.unsqueeze(-1)
+
+    def log_z_now(self) -> Tensor:
+        """Of each chain, at the present temperature."""
+        return self.log_z + self.log_weights.logsumexp(-1) - math.log(self.settings.chain_length)
+
+    # Checkpoints -------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that changes, as tensors and JSON."""
+        tensors = self.ensemble.state()
+        tensors |= {"log_weights": self.log_weights, "log_z": self.log_z, "roots": self.roots}
+        described = {
+            "position": self.position,
+            "step_size": self.step_size,
+            "stages": [stage.to_dict() for stage in self.stages],
+            "acceptance": self.acceptance,
+            "num_resamplings": self.num_resamplings,
+        }
+        return tensors, described
+
+    @classmethod
+    def restore(
+        cls,
+        settings: SMCSettings,
+        reference: Energy,
+        target: Energy,
+        tensors: dict[str, Tensor],
+        described: dict[str, Any],
+    ) -> SMCRun:
+        """The run that :meth:`state` was taken from.
+
+        :raises CheckpointError: if something is missing.
+        """
+        try:
+            ensemble = Ensemble.restore(tensors)
+            return cls(
+                settings,
+                reference,
+                target,
+                ensemble,
+                tensors["log_weights"],
+                tensors["log_z"],
+                tensors["roots"],
+                described["step_size"],
+                described["position"],
+                [Stage.from_dict(stage, ensemble.x) for stage in described["stages"]],
+                list(described["acceptance"]),
+                described["num_resamplings"],
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint of this run is not complete ({error}); delete it") from error
+
+
+def _increment(step: float, differences: Tensor) -> Tensor:
+    """What a step of the temperature adds to log weights; zero for no step, also where the energy is infinite."""
+    return torch.zeros_like(differences) if step == 0.0 else -step * differences
+
+
+def _refuse_undefined(energy: Tensor, what: str) -> None:
+    bad = int((~(energy > -torch.inf)).sum())
+    if bad:
+        raise NonFiniteEnergyError(
+            f"the energy is NaN or -inf at {bad} of {energy.numel()} {what}; it must be finite or +inf everywhere: "
+            "look for log(0), 0 * inf, or a density that is not normalisable",
+            count=bad,
+        )
+
+
+def _refuse_extinct(log_weights: Tensor, position: float) -> None:
+    lost = int(torch.isneginf(log_weights).all(-1).sum())
+    if lost:
+        raise NonFiniteEnergyError(
+            f"all particles of {lost} of {len(log_weights)} chains have infinite energy at lambda = {position:.3g}; "
+            "give a proposal that reaches the support of the target, or more particles",
+            count=lost,
+        )

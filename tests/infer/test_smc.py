@@ -1,0 +1,311 @@
+"""Sequential Monte Carlo: its identities, its errors, its records, and that it survives an interruption."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
+import pytest
+import torch
+
+import pyro_boltzmann as pb
+from pyro_boltzmann.diagnostics import from_netcdf
+from pyro_boltzmann.energies import NormalEnergy
+from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError, ShapeError
+from pyro_boltzmann.infer.tempering.ensemble import evaluate, make_kernel, move
+from pyro_boltzmann.infer.tempering.schedule import conditional_ess, next_position
+from pyro_boltzmann.stochastic import LeapfrogTransform, MetropolisAdjusted
+
+LOG_Z = 2 * (0.5 * math.log(2 * math.pi) + math.log(0.5))
+"""Of two independent Gaussians of standard deviation 0.5."""
+
+
+def shifted(x):
+    return 2.0 * (x - 2.0).square().sum(-1)
+
+
+def run(energy=shifted, dim=2, **settings):
+    return pb.smc(energy, dim=dim, progress=False, **{"seed": 1, "num_samples": 1000, **settings})
+
+
+# The ladder ------------------------------------------------------------------------------------------------------
+
+
+def test_conditional_ess_of_a_gaussian_shift():
+    # From N(0, 1) to N(a, 1): the conditional ESS is exp(-a^2).
+    x = torch.randn(1, 400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for a in (0.2, 0.5):
+        weights = a * x - 0.5 * a**2
+        assert conditional_ess(torch.zeros_like(x), weights) == pytest.approx(math.exp(-(a**2)), abs=0.01)
+
+
+def test_next_position_meets_its_threshold_and_ends_at_one():
+    differences = torch.randn(3, 5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 20
+    zeros = torch.zeros_like(differences)
+    position = next_position(0.3, zeros, differences, 0.9)
+    assert conditional_ess(zeros, -(position - 0.3) * differences) == pytest.approx(0.9, abs=1e-3)
+    assert next_position(0.3, zeros, 1e-3 * differences, 0.9) == 1.0
+
+
+def test_a_hard_wall_does_not_stop_the_ladder():
+    differences = torch.full((1, 1000), torch.inf, dtype=torch.float64)
+    differences[0, :10] = torch.linspace(0, 1, 10)
+    assert next_position(0.0, torch.zeros_like(differences), differences, 0.9) > 0.1
+
+
+# The moves -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "num_steps"), [("hmc", 4), ("mala", 1), ("rwm", 1)])
+@pytest.mark.parametrize("position", [0.3, 1.0])
+def test_moves_leave_their_density_invariant(name, num_steps, position):
+    # From exact draws of the tempered Gaussian, moments stay within 4.5 standard errors.
+    generator = torch.Generator().manual_seed(3)
+    precision = (1 - position) + 4.0 * position
+    mean = position * 4.0 * 2.0 / precision
+    x = mean + precision**-0.5 * torch.randn(100_000, 1, dtype=torch.float64, generator=generator)
+    kernel, reference = make_kernel(name, num_steps), NormalEnergy()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(4)
+        ensemble = evaluate(reference, shifted, x, kernel.uses_gradients)
+        for _ in range(3):
+            ensemble, acceptance = move(ensemble, reference, shifted, position, kernel, 0.7, torch.ones(1))
+    assert 0.3 < acceptance.mean() < 0.999
+    y = ensemble.x[:, 0]
+    assert abs(y.mean() - mean) < 4.5 * (precision * 1e5) ** -0.5
+    assert abs((y - mean).square().mean() * precision - 1) < 4.5 * (2 / 1e5) ** 0.5
+    torch.testing.assert_close(ensemble.target, shifted(ensemble.x))
+    if position < 1.0:  # at the end of the ladder the reference is not asked any more
+        torch.testing.assert_close(ensemble.reference, reference(ensemble.x))
+
+
+def test_a_move_accepts_as_the_metropolis_block_does():
+    # The same momenta and thresholds through both: the block of the package and the move of the sampler.
+    x = torch.randn(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    block = MetropolisAdjusted(LeapfrogTransform(shifted, 3, step_size=0.4, num_steps=3), shifted).double()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(7)
+        ensemble = evaluate(NormalEnergy(), shifted, x, True)
+        kernel = make_kernel("hmc", 3)._replace(jitter=0.0)
+        moved = move(ensemble, NormalEnergy(), shifted, 1.0, kernel, 0.4, torch.ones(3, dtype=torch.float64))
+        torch.manual_seed(7)
+        torch.rand(500, dtype=torch.float64)
+        momentum = torch.randn_like(x)
+        threshold = -torch.rand(500, dtype=torch.float64).log()
+        step = math.exp(float(block.proposal.log_step_size))
+        result = block.run(x, torch.cat([momentum, threshold.unsqueeze(-1)], -1))
+    assert step == pytest.approx(0.4)
+    torch.testing.assert_close(moved.ensemble.x, result.x, rtol=1e-6, atol=1e-6)
+
+
+# Estimates -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"waste_free": True, "num_moves": 4}, {"resampler": "multinomial"}])
+def test_frozen_runs_are_unbiased(settings):
+    # 200 frozen runs side by side: chains do not interact, and share nothing but the pilot's ladder.
+    draws = run(num_samples=200 * 50, num_chains=200, freeze=True, conditional_ess=0.7, **settings)
+    ratio = (torch.tensor(draws.info["smc"]["log_z_by_chain"]) - LOG_Z).exp()
+    assert draws.info["smc"]["label"] == "unbiased"
+    assert any(draws.info["smc"]["resampled"])
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / 200**0.5
+    assert ratio.std() > 0.01
+
+
+def test_chains_of_a_frozen_run_do_not_interact():
+    draws = run(num_samples=200 * 50, num_chains=200, freeze=True)
+    log_z = torch.tensor(draws.info["smc"]["log_z_by_chain"])
+    # Neighbours would be correlated if resampling mixed them up: 4.5 standard errors of a correlation of 199 pairs.
+    assert abs(torch.corrcoef(torch.stack([log_z[:-1], log_z[1:]]))[0, 1]) < 4.5 / 199**0.5
+
+
+def test_the_genealogical_error_is_the_spread_of_replicates():
+    errors, values = [], []
+    for seed in range(60):
+        draws = run(num_samples=400, seed=seed, conditional_ess=0.8)
+        errors.append(draws.log_normalizer_error)
+        values.append(draws.log_normalizer - LOG_Z)
+    spread = torch.tensor(values).std().item()
+    # The spread of 60 values is known to about 9 %; the estimate is conservative by construction.
+    assert 1 - 4.5 * 0.09 < sum(errors) / 60 / spread < 2.0
+    assert abs(sum(values) / 60) < 4.5 * spread / 60**0.5 + spread**2
+
+
+def test_moments_and_errors_with_chains():
+    draws = run(num_samples=8000, num_chains=8)
+    mean, error = draws.expectation(lambda x: x)
+    assert bool(((mean - 2.0).abs() < 6 * error).all())  # t with 7 degrees of freedom: 6 errors are one in 2000
+    assert bool((error < 0.05).all())
+    assert abs(draws.log_normalizer - LOG_Z) < 6 * draws.log_normalizer_error
+    assert math.isnan(draws.khat)
+    assert draws.reliable
+
+
+def test_a_run_that_coalesced_is_not_reliable():
+    # Two distant modes of a random walk that cannot move: everything descends from a few first draws.
+    draws = run(lambda x: 5000.0 * (x - 3.0).square().sum(-1), num_samples=100, kernel="rwm", step_size=1e-6)
+    assert draws.num_independent < 8
+    assert not draws.reliable
+    assert "independent" in draws.summary()
+
+
+@pytest.mark.parametrize("kernel", ["mala", "rwm"])
+def test_other_kernels(kernel):
+    draws = run(num_samples=4000, kernel=kernel, num_moves=5)
+    assert abs(draws.log_normalizer - LOG_Z) < 4.5 * draws.log_normalizer_error
+
+
+def test_a_random_walk_asks_for_no_gradients():
+    draws = run(lambda x: shifted(x.detach()), kernel="rwm")
+    assert draws.evaluations["sample"]["gradients"] == 0
+
+
+def test_every_energy_is_evaluated_once():
+    calls = []
+
+    def counted(x):
+        calls.append(x.reshape(-1, 2).shape[0])
+        return shifted(x)
+
+    draws = run(counted, num_samples=500)
+    stages = len(draws.info["smc"]["positions"])
+    # One batch of the first draws, then one a leapfrog step; and one probe of the shape.
+    assert sum(calls) == 2 + 500 * (1 + stages * 2 * 5)
+    assert draws.evaluations["sample"] == {"values": sum(calls) - 2, "gradients": sum(calls) - 2}
+
+
+def test_a_hard_wall():
+    def wall(x):
+        return torch.where(x[..., 0] > 0, 0.5 * x.square().sum(-1), torch.inf)
+
+    draws = run(wall, num_samples=4000)
+    assert abs(draws.log_normalizer - math.log(math.pi)) < 4.5 * draws.log_normalizer_error
+    assert bool((draws.samples["x"][draws.weights > 0, 0] > 0).all())
+
+
+# Proposals and models --------------------------------------------------------------------------------------------
+
+
+def test_any_pyro_program():
+    def program(data):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(data)):
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=data)
+
+    data = torch.tensor([1.0, 2.0, 3.0])
+    # The evidence of a Gaussian with a Gaussian prior.
+    covariance = torch.eye(3) + torch.ones(3, 3)
+    truth = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(data).item()
+    draws = pb.smc(program, data, num_samples=4000, seed=0, progress=False)
+    assert set(draws.samples) == {"mean"}
+    assert abs(draws.log_normalizer - truth) < 4.5 * draws.log_normalizer_error
+    mean, error = draws.expectation(lambda x: x)
+    assert abs(mean - 1.5) < 4.5 * error
+
+
+def test_a_trained_flow_as_proposal_needs_fewer_temperatures():
+    model = pb.BoltzmannModel(shifted, 2)
+    guide = pb.AutoStochasticFlow(model, lambda energy, dim: [T.AffineTransform(torch.full((2,), 2.0), 0.55)])
+    corrected = pb.smc(model, num_samples=2000, proposal=guide, seed=0, progress=False)
+    plain = pb.smc(model, num_samples=2000, seed=0, progress=False)
+    assert len(corrected.info["smc"]["positions"]) < len(plain.info["smc"]["positions"])
+    assert abs(corrected.log_normalizer - LOG_Z) < 4.5 * max(corrected.log_normalizer_error, 1e-3)
+
+
+def test_distributions_and_autoguides_as_proposals():
+    model = pb.BoltzmannModel(shifted, 2)
+    normal = dist.Normal(torch.ones(2), 1.0).to_event(1)
+    autoguide = pyro.infer.autoguide.AutoDiagonalNormal(model)
+    autoguide()
+    for proposal in (normal, autoguide, 3.0):
+        draws = pb.smc(model, num_samples=2000, proposal=proposal, seed=0, progress=False)
+        assert abs(draws.log_normalizer - LOG_Z) < 4.5 * draws.log_normalizer_error
+        # The density of the proposal is what its draws have: E[exp(-u)/q] = Z needs no tempering to be tested.
+
+
+def test_the_default_proposal_of_a_target_is_its_box():
+    target = pb.catalogue["gmm40"]
+    draws = pb.smc(target, num_samples=2000, seed=0, progress=False)
+    assert abs(draws.log_normalizer) < 4.5 * draws.log_normalizer_error
+
+
+# Errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_bad_settings():
+    for wrong, match in [
+        ({"num_chains": 3}, "divide"),
+        ({"kernel": "nuts"}, "hmc"),
+        ({"conditional_ess": 1.0}, "conditional_ess"),
+        ({"resampler": "none"}, "resampler"),
+        ({"waste_free": True, "num_moves": 6}, "waste-free"),
+        ({"num_moves": 0}, "num_moves"),
+        ({"num_steps": 0}, "num_steps"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            run(**wrong)
+    with pytest.raises(ShapeError, match="event shape"):
+        run(proposal=dist.Normal(0.0, 1.0))
+    model = pb.BoltzmannModel(shifted, 2)
+    stochastic = pb.AutoStochasticFlow(model, lambda energy, dim: [pb.stochastic.LangevinTransform(energy, dim, 0.1)])
+    with pytest.raises(TypeError, match="stochastic blocks"):
+        pb.smc(model, proposal=stochastic, progress=False)
+
+
+def test_undefined_energies_raise():
+    with pytest.raises(NonFiniteEnergyError, match="NaN"):
+        run(lambda x: torch.where(x[..., 0] > 0, torch.nan, 0.0) + x.sum(-1))
+    with pytest.raises(NonFiniteEnergyError, match="infinite energy"):
+        run(lambda x: x.sum(-1) + torch.inf)
+
+
+# Reproducible, resumable -----------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("stop_after", [3, 40, 90])
+def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path, freeze, stop_after):
+    calls = []
+
+    def fragile(x):
+        calls.append(1)
+        if len(calls) == stop_after:
+            raise Stop
+        return shifted(x)
+
+    settings = {"num_samples": 200, "freeze": freeze, "checkpoint_every": 0.0}
+    whole = run(**settings)
+    state = torch.get_rng_state()
+    with pytest.raises(Stop):
+        run(fragile, checkpoint=tmp_path / "run", **settings)
+    resumed = run(checkpoint=tmp_path / "run", **settings)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(whole.log_weights, resumed.log_weights)
+    assert torch.equal(whole.samples["x"], resumed.samples["x"])
+    assert whole.evaluations == resumed.evaluations
+    assert whole.info["smc"] == resumed.info["smc"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run(checkpoint=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="seed"):
+        run(checkpoint=tmp_path / "run", seed=2)
+    with pytest.raises(CheckpointError, match="num_moves"):
+        run(checkpoint=tmp_path / "run", num_moves=3)
+
+
+def test_a_time_limit_goes_to_the_target_at_once_and_says_so():
+    draws = run(lambda x: 50.0 * (x - 3).square().sum(-1), max_seconds=0.0)
+    assert draws.info["smc"]["positions"] == [1.0]
+
+
+def test_saved_draws_come_back(tmp_path):
+    draws = run(num_chains=4, save_to=tmp_path / "draws.nc")
+    again = from_netcdf(tmp_path / "draws.nc")
+    assert again.log_normalizer_error == pytest.approx(draws.log_normalizer_error)
+    assert again.num_independent == pytest.approx(draws.num_independent)
+    assert again.info["smc"]["label"] == "consistent"
