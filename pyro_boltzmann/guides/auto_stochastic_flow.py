@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import pyro
 import pyro.distributions as dist
@@ -25,7 +25,7 @@ from pyro_boltzmann.stochastic.info import BlockInfo
 from pyro_boltzmann.stochastic.path import Observer, PathTransform
 from pyro_boltzmann.transforms.ladj import default_dtype
 
-__all__ = ["AutoStochasticFlow", "WeightedPath"]
+__all__ = ["AutoStochasticFlow", "PathResampling", "WeightedPath"]
 
 
 class WeightedPath(NamedTuple):
@@ -43,6 +43,21 @@ class WeightedPath(NamedTuple):
     log_q: Tensor
     energy: Tensor
     infos: tuple[BlockInfo | None, ...]
+
+
+class PathResampling(Protocol):
+    """Resamples the paths of one batch between blocks."""
+
+    log_base: Tensor
+    """Log-density of the base at the start of each path that is left."""
+
+    def begin(self, log_base: Tensor) -> None:
+        """A new batch of paths starts."""
+
+    def __call__(
+        self, position: int, block: Any, x: Tensor, log_ratio: Tensor, memo: EnergyMemo
+    ) -> tuple[Tensor, Tensor] | None:
+        """See :data:`~pyro_boltzmann.stochastic.path.Redirect`."""
 
 
 class AutoStochasticFlow(AutoContinuous):
@@ -213,20 +228,28 @@ class AutoStochasticFlow(AutoContinuous):
         *args: Any,
         generator: Generator | None = None,
         observe: Observer | None = None,
+        resampler: PathResampling | None = None,
         **kwargs: Any,
     ) -> WeightedPath:
         r"""Draw paths from the base and weight them; nothing but their ends is kept.
 
         Under ``torch.no_grad()`` no graph is built; otherwise ``log_weight`` is differentiable.
+
+        :param resampler: resamples the paths between blocks, see
+            :class:`~pyro_boltzmann.infer.path_resampling.PathResampler`.
         """
         path = self._start(args, kwargs)
         noise = torch.randn(
             num_samples, path.dim, dtype=self.base_loc.dtype, device=self.base_loc.device, generator=generator
         )
         x0 = self.base_loc + self.base_scale * noise
-        result = path.stream(x0, EnergyMemo(), generator, observe=observe)
+        log_base = self._base_log_prob(noise)
+        if resampler is not None:
+            resampler.begin(log_base)
+        result = path.stream(x0, EnergyMemo(), generator, observe=observe, redirect=resampler)
         energy = result.memo.value(self.energy, result.x)
-        return self._weigh(result.x, energy, self._base_log_prob(noise) - result.log_ratio, result.infos)
+        log_base = log_base if resampler is None else resampler.log_base
+        return self._weigh(result.x, energy, log_base - result.log_ratio, result.infos)
 
     def reverse_paths(
         self,

@@ -17,6 +17,7 @@ from pyro_boltzmann.energies.evaluation import count_evaluations, record_evaluat
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.exceptions import ModelError
 from pyro_boltzmann.guides import AutoStochasticFlow, WeightedPath
+from pyro_boltzmann.infer.path_resampling import PathResampler
 from pyro_boltzmann.infer.randomness import cuda_devices
 from pyro_boltzmann.stochastic.block import StochasticBlock
 from pyro_boltzmann.stochastic.info import BlockInfo
@@ -32,13 +33,15 @@ class Drawn(NamedTuple):
     log_q: Tensor
     energy: Tensor
     info: dict[str, Any]
+    roots: Tensor | None = None
 
 
 class PathDrawer:
     """Streams the paths of a stochastic flow."""
 
-    def __init__(self, guide: AutoStochasticFlow) -> None:
+    def __init__(self, guide: AutoStochasticFlow, resampler: PathResampler | None = None) -> None:
         self.guide = guide
+        self.resampler = resampler
         self.batches: list[WeightedPath] = []
         self.trails: list[dict[int, Tensor]] = []
         # About a megabyte a tensor: large enough to hide the cost of a call, small enough to stay near the caches.
@@ -56,6 +59,9 @@ class PathDrawer:
                 if value is not None:
                     trail[position] = log_ratio - value
 
+        if self.resampler is not None:
+            self.batches.append(self.guide.sample_paths(size, *args, resampler=self.resampler, **kwargs))
+            return
         path = self.guide.sample_paths(size, *args, observe=observe, **kwargs)
         log_base = path.log_q + ends[0] if ends else path.log_q
         self.trails.append({position: value - log_base for position, value in trail.items()})
@@ -80,9 +86,14 @@ class PathDrawer:
             "diverged": int(diverged.sum()),
             "z": z,
         }
-        return Drawn(self.guide.constrain(z), log_weights, log_q, energy, info)
+        roots = None
+        if self.resampler is not None:
+            info["resampled"], roots = self.resampler.resampled, torch.cat(self.resampler.roots)
+        return Drawn(self.guide.constrain(z), log_weights, log_q, energy, info, roots)
 
     def _path_ess(self) -> dict[int, float]:
+        if self.resampler is not None:
+            return {position: sum(values) / len(values) for position, values in self.resampler.ess.items()}
         trails = {k: torch.cat([t[k] for t in self.trails]) for k in self.trails[0]}
         # Draws that cannot be weighted are reported by whoever weighs the end states; here they only count as lost.
         return {

@@ -16,6 +16,7 @@ from pyro_boltzmann.exceptions import NonFiniteEnergyError
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer.drawers import PathDrawer, TraceDrawer
 from pyro_boltzmann.infer.output import check_writable, save_without_latents
+from pyro_boltzmann.infer.path_resampling import PathResampler
 from pyro_boltzmann.infer.preparation import prepare_guide
 from pyro_boltzmann.infer.randomness import seeded
 
@@ -30,6 +31,8 @@ def importance_sample(
     num_samples: int = 10_000,
     num_chains: int = 1,
     batch_size: int | None = None,
+    resample_below: float | None = None,
+    resampler: str = "systematic",
     seed: int | None = None,
     progress: bool = False,
     save_to: str | Path | None = None,
@@ -47,13 +50,18 @@ def importance_sample(
     :param num_samples: N >= 1, over all chains.
     :param num_chains: report the draws as so many independent replicates; must divide N.
     :param batch_size: draws at a time; the default suits the device's cache.
+    :param resample_below: resample the paths of a stochastic flow between blocks, wherever their ESS falls below this
+        fraction (:class:`~.path_resampling.PathResampler`). Z stays unbiased; draws with a common ancestor are not
+        independent. Each batch is a population of its own, by default one a chain.
+    :param resampler: a name in ``RESAMPLERS``.
     :param seed: draw from this seed and leave the global generator as it was; otherwise the global generator is used.
     :param progress: show a progress bar.
     :param save_to: netCDF file to save the draws to, also when they turn out to be unusable.
     :return: weighted draws of the model's sites. From a stochastic flow, ``info`` holds ``"path_ess"`` (the ESS after
         each block that has an energy, by position), ``"blocks"`` (their acceptance and divergences, with
         ``"block_names"`` and their positions between reference and target in ``"annealing"``), ``"diverged"`` (how many
-        paths overflowed; their weight is zero) and ``"z"`` (unconstrained latents; not saved).
+        paths overflowed; their weight is zero), ``"z"`` (unconstrained latents; not saved) and, if asked for,
+        ``"resampled"`` (how many batches were, by position).
     :raises ValueError: for ``num_samples < 1``, or chains that do not divide it.
     :raises ModelError: if the model subsamples its data, or is no energy for a stochastic flow.
     :raises OutputError: before anything is drawn, if ``save_to`` cannot be written.
@@ -71,7 +79,19 @@ def importance_sample(
     if save_to is not None:
         check_writable(save_to)
     prepare_guide(guide, args, kwargs, seed)
-    draw = PathDrawer(guide) if isinstance(guide, AutoStochasticFlow) else TraceDrawer(model, guide)
+    redirect = None
+    if resample_below is not None:
+        redirect = PathResampler(resample_below, resampler)
+        if not isinstance(guide, AutoStochasticFlow):
+            raise TypeError(
+                f"resample_below needs a guide with a path to resample in, an AutoStochasticFlow; got "
+                f"{type(guide).__name__}"
+            )
+        length = num_samples // num_chains
+        batch_size = length if batch_size is None else batch_size
+        if length % batch_size:
+            raise ValueError(f"with resampling, batch_size={batch_size} must divide the {length} draws of a chain")
+    draw = PathDrawer(guide, redirect) if isinstance(guide, AutoStochasticFlow) else TraceDrawer(model, guide)
     start, cpu_start = time.perf_counter(), time.process_time()
     with count_evaluations() as count, seeded(seed), tqdm(total=num_samples, disable=not progress) as bar:
         done = 0
@@ -87,6 +107,7 @@ def importance_sample(
         num_chains=num_chains,
         log_q=drawn.log_q,
         energy=drawn.energy,
+        roots=drawn.roots,
         evaluations={"sample": count.to_dict()},
         seconds=time.perf_counter() - start,
         info={**drawn.info, "cpu_seconds": time.process_time() - cpu_start},

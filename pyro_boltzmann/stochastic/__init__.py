@@ -9,6 +9,7 @@ from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted, metropolis_
 from pyro_boltzmann.stochastic.noise import NoisePart
 from pyro_boltzmann.stochastic.path import PathResult, PathTransform
 from pyro_boltzmann.stochastic.random_walk import RandomWalkTransform, random_walk
+from pyro_boltzmann.stochastic.resampling_point import ResamplingPoint, resampling_point
 from pyro_boltzmann.stochastic.underdamped import UnderdampedLangevinTransform, underdamped_langevin
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PathResult",
     "PathTransform",
     "RandomWalkTransform",
+    "ResamplingPoint",
     "StepInfo",
     "StepResult",
     "StochasticBlock",
@@ -32,5 +34,6 @@ __all__ = [
     "leapfrog",
     "metropolis_adjusted",
     "random_walk",
+    "resampling_point",
     "underdamped_langevin",
 ]

@@ -31,6 +31,10 @@ class PathResult(NamedTuple):
     infos: tuple[BlockInfo | None, ...]
 
 
+Redirect = Callable[[int, Any, Tensor, Tensor, EnergyMemo], "tuple[Tensor, Tensor] | None"]
+"""Asked after each block of a forward path, with the arguments of an observer: ``None``, or which paths go on (indices
+into the batch) and what S they go on with."""
+
 Observer = Callable[[int, Any, Tensor, Tensor, EnergyMemo], None]
 """Called after each block of a streamed path with its index, the block, the state, S so far and the memo."""
 
@@ -148,11 +152,12 @@ class PathTransform(FusedTransform):
         *,
         inverse: bool = False,
         observe: Observer | None = None,
+        redirect: Redirect | None = None,
     ) -> PathResult:
         """Carry ``x`` along the path (or, with ``inverse``, back along it) with fresh noise, storing none of it.
 
         This has the law of the bijection applied to fresh noise, at a fraction of its memory. Start states of a forward
-        path come from the base, of a backward path from the target.
+        path come from the base, of a backward path from the target. ``redirect`` may resample the paths between blocks.
         """
         memo = EnergyMemo() if memo is None else memo
         log_ratio = torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
@@ -169,6 +174,10 @@ class PathTransform(FusedTransform):
                 log_ratio, memo = log_ratio + (-ladj if inverse else ladj), EnergyMemo()
             if observe is not None:
                 observe(position, block, x, log_ratio, memo)
+            chosen = None if redirect is None else redirect(position, block, x, log_ratio, memo)
+            if chosen is not None:
+                index, log_ratio = chosen
+                x, memo = x[index], memo.rows(index)
         return PathResult(x, log_ratio, memo, tuple(infos))
 
     def clear_cache(self) -> None:

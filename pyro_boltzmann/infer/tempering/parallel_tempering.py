@@ -291,8 +291,8 @@ def _draws(run: PTRun, record: _Record, constrain: Any, keeper: Keeper) -> Weigh
     bad = int((~(energy > -torch.inf)).sum())
     if bad:
         raise NonFiniteEnergyError(f"the energy is NaN or -inf at {bad} of {energy.numel()} draws", count=bad)
-    differences = torch.stack(record.differences, 2).numpy()
-    positions = run.positions.numpy()
+    differences = torch.stack(record.differences, 2).cpu().numpy()
+    positions = run.positions.cpu().numpy()
     log_z = np.array([ladder_log_z(positions, chain) for chain in differences])
     integral = np.array([thermodynamic_integral(positions, chain) for chain in differences])
     z = x.flatten(0, 1)

@@ -167,12 +167,14 @@ class PTRun:
         # Step sizes are in units of the scales: their product should not jump.
         self.step_sizes = self.step_sizes * (self.scales.log().mean(-1) - new.log().mean(-1)).exp()
         self.scales = new
-        self.positions = torch.from_numpy(equalise(self.positions.numpy(), self.rejection_rates)).to(self.positions)
+        self.positions = torch.from_numpy(equalise(self.positions.cpu().numpy(), self.rejection_rates)).to(
+            self.positions
+        )
 
     @property
     def rejection_rates(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Of swaps between neighbours, ``(K - 1,)``."""
-        rates: np.ndarray[Any, np.dtype[np.float64]] = (self.rejections / self.offers.clamp_min(1.0)).numpy()
+        rates: np.ndarray[Any, np.dtype[np.float64]] = (self.rejections / self.offers.clamp_min(1.0)).cpu().numpy()
         return rates
 
     # Checkpoints -------------------------------------------------------------------------------------------------
