@@ -70,8 +70,8 @@ def equal_weight_draws(log_weights: Tensor, num_samples: int, generator: torch.G
     if size < LEAST_KISH_SHARE * num_samples:
         effective = kish_ess(log_weights) * len(log_weights)
         raise ShapeError(
-            f"expected enough effective draws for {num_samples} equally weighted ones, got {effective:.0f} effective of "
-            f"{len(log_weights)}, whose resampling has the Kish size {size:.0f}: draw more"
+            f"expected enough effective draws for {num_samples} equally weighted ones, got {effective:.0f} effective "
+            f"of {len(log_weights)}, whose resampling has the Kish size {size:.0f}: draw more"
         )
     return indices
 

@@ -76,7 +76,7 @@ def aligned_squared_distances(x: ArrayLike, y: ArrayLike, *, num_alternations: i
     exact = math.factorial(first.shape[1]) <= MOST_PERMUTATIONS
     overlap = _best_overlap(first, second) if exact else _alternating_overlap(first, second, num_alternations)
     squares = np.square(first).sum((1, 2))[:, None] + np.square(second).sum((1, 2))
-    return np.maximum(squares - 2.0 * overlap, 0.0)
+    return np.asarray(np.maximum(squares - 2.0 * overlap, 0.0))
 
 
 def _best_overlap(x: FloatArray, y: FloatArray) -> FloatArray:

@@ -32,8 +32,8 @@ def c2st(x: ArrayLike, y: ArrayLike, *, num_folds: int = 5, seed: int = 0) -> fl
     second, _ = points_and_weights(as_points(y), None)
     if first.shape != second.shape or num_folds < 2 or len(first) < 10 * num_folds:
         raise ShapeError(
-            f"expected two samples of one shape (N, d) with at least 10 draws a fold, got {first.shape}, {second.shape} "
-            f"and {num_folds} folds"
+            f"expected two samples of one shape (N, d) with at least 10 draws a fold, got {first.shape}, "
+            f"{second.shape} and {num_folds} folds"
         )
     model_selection, neural_network = _import_sklearn("model_selection"), _import_sklearn("neural_network")
     pooled = np.concatenate([first, second])

@@ -78,7 +78,8 @@ def mmd_test(
     r""":func:`mmd_squared` of unweighted samples, with the p-value of a permutation test.
 
     :math:`p = (1 + \#\{\text{permutations with at least this discrepancy}\}) / (1 + \text{permutations})`, uniform for
-    equal laws. All permutations are one product with the kernel matrix of the pooled sample: keep it below some 4000 draws.
+    equal laws. All permutations are one product with the kernel matrix of the pooled sample: keep it below 4000
+    draws.
 
     >>> x = np.random.default_rng(0).normal(size=(200, 2))
     >>> mmd_test(x[:100], x[100:] + 1.0, num_permutations=199).p_value

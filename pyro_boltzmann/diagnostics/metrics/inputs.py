@@ -40,7 +40,8 @@ def as_particles(x: ArrayLike) -> FloatArray:
             f"expected configurations of shape (N, num_particles, space dimension) with N >= 1, got {array.shape}; "
             "reshape vectors, or use the to_particles of the target"
         )
-    return array - array.mean(1, keepdims=True)
+    centred: FloatArray = array - array.mean(1, keepdims=True)
+    return centred
 
 
 def points_and_weights(x: FloatArray, log_weights: ArrayLike | None) -> tuple[FloatArray, FloatArray]:

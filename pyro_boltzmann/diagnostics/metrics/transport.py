@@ -55,7 +55,7 @@ def sample_w2(
 
     The value depends on the sizes: print :func:`sampling_floor` of the same size beside it. With weights, take
     :math:`N / \mathrm{ESS}` draws, whose Kish size is then that of the :math:`N` draws of the floor, or resample
-    :math:`N` of many (:func:`~pyro_boltzmann.diagnostics.equal_weight_draws`). Time grows as :math:`N^3`: some 0.2 s for
+    :math:`N` of many (:func:`~pyro_boltzmann.diagnostics.equal_weight_draws`). Time grows as :math:`N^3`: 0.2 s for
     1000 draws, 1.5 s for 2000.
 
     :param x: ``(n, d)``.
