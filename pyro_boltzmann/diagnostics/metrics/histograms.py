@@ -134,9 +134,11 @@ def histogram_tv(
         points_and_weights(as_points(reference), reference_log_weights),
     ]
     size = min(kish_size(weights) for _, weights in sets)
-    if math.prod(bins.shape) > size / DRAWS_PER_BIN:
+    # Rounding must not take a bin from N equal weights.
+    most = int(size * (1.0 + 1e-9) / DRAWS_PER_BIN)
+    if math.prod(bins.shape) > most:
         raise ShapeError(
-            f"expected at most N / {DRAWS_PER_BIN} = {int(size / DRAWS_PER_BIN)} bins for {size:.0f} effective draws, "
+            f"expected at most N / {DRAWS_PER_BIN} = {most} bins for {size:.0f} effective draws, "
             f"got {math.prod(bins.shape)}: exact samples would not score near zero; use fewer bins or more draws"
         )
     first, second = (bins.masses(points, weights) for points, weights in sets)
