@@ -273,7 +273,9 @@ class _Absent:
                 row[field] = None
             elif value is None:
                 # The headline comes first; a model's row that shares its gap says nothing new.
-                if name not in self.unnamed[field]:
+                if field == "floor" and metric.value is None and metric.reason is not None:
+                    self.lines.append(f"{prefix}{name}.floor: not measured")
+                elif name not in self.unnamed[field]:
                     self.unnamed[field].add(f"{prefix}{name}")
                 row[field] = None
             else:

@@ -122,8 +122,8 @@ def _distance_tv(ws: WeightedSamples, particles: np.ndarray[Any, Any], reference
     log_weights = ws.log_weights[used].cpu()
     if not bool(torch.isfinite(log_weights).any()):
         return Metric(None, reason="the first draws all have zero weight")
-    # One range for the value and for every floor: that of all exact samples.
-    bins = DistanceBins.spanning(reference)
+    # One range for the value and for every floor.
+    bins = DistanceBins.spanning(reference[:size])
     blocks = iter(reference.split(size))
     value = distance_tv(particles[used], next(blocks), log_weights, bins=bins)
     floor, _ = sampling_floor(lambda a, b: distance_tv(a, b, bins=bins), lambda: next(blocks), FLOOR_REPEATS)

@@ -129,7 +129,8 @@ def _virial(ws: WeightedSamples, z: Tensor, energy: Energy, dof: int) -> Metric:
     except EnergyError as error:
         return Metric(None, truth=float(dof), reason=str(error))
     value, std_error = virial(z[part].cpu(), gradient.cpu(), ws.log_weights[part].cpu())
-    return Metric(value, std_error, truth=float(dof))
+    fewer = GRADIENT_DRAWS if ws.num_samples > GRADIENT_DRAWS else None
+    return Metric(value, std_error, truth=float(dof), num_samples=fewer)
 
 
 def _mode_rows(ws: WeightedSamples, z: Tensor, target: Target) -> dict[str, Metric]:

@@ -45,9 +45,9 @@ def test_rows_of_exact_draws_lie_at_their_floors() -> None:
     ws = pb.WeightedSamples(x, torch.zeros(20_000, dtype=torch.float64), energy=target(x))
     exact = draw_exact(target, 20_000, 0)
     assert exact is not None
-    start = time.perf_counter()
+    start = time.process_time()
     rows = distance_rows(ws, x, exact.z, exact.energy, target)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert list(rows) == ["e_w2", "x_w2", "ks_1", "ks_2"]
     for name, row in rows.items():
         assert row.value is not None and row.floor is not None

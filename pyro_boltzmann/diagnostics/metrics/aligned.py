@@ -6,10 +6,10 @@ import itertools
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import ArrayLike
 
 from pyro_boltzmann.diagnostics.metrics.inputs import as_particles, points_and_weights
+from pyro_boltzmann.diagnostics.metrics.scipy_calls import best_matching
 from pyro_boltzmann.diagnostics.metrics.transport import optimal_cost
 from pyro_boltzmann.diagnostics.weights import FloatArray
 from pyro_boltzmann.exceptions import ShapeError
@@ -122,7 +122,7 @@ def _climb(x: FloatArray, y: FloatArray, gain: FloatArray, num_alternations: int
     best = np.full(len(x), -math.inf)
     active = np.arange(len(x))
     for turn in range(num_alternations):
-        matched = np.take_along_axis(y[active], _matchings(gain)[:, :, None], axis=1)
+        matched = np.take_along_axis(y[active], np.stack([best_matching(g) for g in gain])[:, :, None], axis=1)
         left, singular, right = np.linalg.svd(x[active].transpose(0, 2, 1) @ matched)
         overlap = singular.sum(-1)
         # An overlap that rounding alone has raised is at its fixed point.
@@ -134,10 +134,6 @@ def _climb(x: FloatArray, y: FloatArray, gain: FloatArray, num_alternations: int
         rotation = left[improved] @ right[improved]
         gain = x[active] @ rotation @ y[active].transpose(0, 2, 1)
     return best
-
-
-def _matchings(gain: FloatArray) -> NDArray[np.intp]:
-    return np.stack([linear_sum_assignment(matrix, maximize=True)[1] for matrix in gain])
 
 
 def _features(x: FloatArray) -> FloatArray:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.spatial.distance import cdist, pdist
 
 from pyro_boltzmann.diagnostics.metrics.inputs import as_points, points_and_weights
+from pyro_boltzmann.diagnostics.metrics.scipy_calls import squared_distances
 from pyro_boltzmann.diagnostics.weights import FloatArray
 from pyro_boltzmann.exceptions import ShapeError
 
@@ -32,6 +32,8 @@ def median_bandwidth(x: ArrayLike, y: ArrayLike) -> float:
     >>> median_bandwidth([0.0], [3.0])
     3.0
     """
+    from scipy.spatial.distance import pdist
+
     pooled = np.concatenate([as_points(x), as_points(y)])
     distances = pdist(pooled[:: -(-len(pooled) // MEDIAN_DRAWS)])
     median = float(np.median(distances)) if distances.size else 0.0
@@ -118,7 +120,7 @@ def _bandwidth(bandwidth: float | None, x: FloatArray, y: FloatArray) -> float:
 
 
 def _kernel(x: FloatArray, y: FloatArray, bandwidth: float) -> FloatArray:
-    return np.asarray(np.exp(cdist(x, y, "sqeuclidean") / (-2.0 * bandwidth**2)))
+    return np.asarray(np.exp(squared_distances(x, y) / (-2.0 * bandwidth**2)))
 
 
 def _within(kernel: FloatArray, weights: FloatArray) -> float:

@@ -60,7 +60,8 @@ def pair_distances(particles: ArrayLike) -> FloatArray:
     if array.ndim != 3 or array.shape[1] < 2 or array.size == 0:
         raise ShapeError(f"expected configurations of shape (N, num_particles >= 2, D) with N >= 1, got {array.shape}")
     i, j = np.triu_indices(array.shape[1], 1)
-    return np.asarray(np.linalg.norm(array[:, i] - array[:, j], axis=-1))
+    # Axis by axis: the differences of all pairs would need D times the memory of the result.
+    return np.asarray(np.sqrt(sum(np.square(axis[:, i] - axis[:, j]) for axis in np.moveaxis(array, -1, 0))))
 
 
 def distance_tv(

@@ -77,7 +77,7 @@ def assignment_entropy(assignment: ArrayLike, num_modes: int, log_weights: Array
     """
     masses = mode_masses(assignment, num_modes, log_weights)
     positive = masses[masses > 0]
-    return float(-(positive * np.log(positive)).sum())
+    return max(0.0, -float((positive * np.log(positive)).sum()))
 
 
 def mode_weight_error(x: ArrayLike, exact_probability: ArrayLike, log_weights: ArrayLike | None = None) -> float:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
+from pyro_boltzmann.diagnostics.metrics.energies import energy_w2
 from pyro_boltzmann.diagnostics.metrics.inputs import as_particles, as_points, points_and_weights
+from pyro_boltzmann.diagnostics.metrics.scipy_calls import best_matching, squared_distances
 from pyro_boltzmann.diagnostics.weights import FloatArray
 from pyro_boltzmann.exceptions import ShapeError
 
@@ -33,8 +33,7 @@ def optimal_cost(cost: FloatArray, mass_x: FloatArray, mass_y: FloatArray) -> fl
     """
     uniform = len(mass_x) == len(mass_y) and np.ptp(mass_x) == 0.0 and np.ptp(mass_y) == 0.0
     if uniform:
-        rows, columns = linear_sum_assignment(cost)
-        return float(cost[rows, columns].mean())
+        return float(cost[np.arange(len(cost)), best_matching(-cost)].mean())
     ot = _import_pot("weighted draws, or sets of unequal size,")
     plan = ot.emd(mass_x, mass_y, cost, numItermax=10_000_000)
     return float((plan * cost).sum())
@@ -71,7 +70,7 @@ def sample_w2(
         raise ShapeError(f"expected samples of one dimension, got {x.shape} and {y.shape}")
     points_x, mass_x = points_and_weights(x, log_weights)
     points_y, mass_y = points_and_weights(y, reference_log_weights)
-    return math.sqrt(max(0.0, optimal_cost(cdist(points_x, points_y, "sqeuclidean"), mass_x, mass_y)))
+    return math.sqrt(max(0.0, optimal_cost(squared_distances(points_x, points_y), mass_x, mass_y)))
 
 
 def sliced_w2(
@@ -92,8 +91,6 @@ def sliced_w2(
     >>> round(sliced_w2(x, x + 2.0), 9)
     2.0
     """
-    from pyro_boltzmann.diagnostics.metrics.energies import energy_w2
-
     first, second = as_points(x), as_points(y)
     if first.shape[1] != second.shape[1] or num_projections < 1:
         raise ShapeError(
@@ -128,7 +125,7 @@ def sinkhorn_divergence(
     sets = [points_and_weights(_as_sample(x), log_weights), points_and_weights(_as_sample(y), reference_log_weights)]
 
     def entropic(a: tuple[FloatArray, FloatArray], b: tuple[FloatArray, FloatArray]) -> float:
-        cost = cdist(a[0], b[0], "sqeuclidean")
+        cost = squared_distances(a[0], b[0])
         plan = ot.bregman.sinkhorn_log(a[1], b[1], cost, epsilon, numItermax=20_000, stopThr=1e-9, warn=False)
         product = np.outer(a[1], b[1])
         used = plan > 0

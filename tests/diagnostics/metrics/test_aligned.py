@@ -98,10 +98,10 @@ def test_more_alternations_never_raise_the_bound():
 
 
 def test_a_thousand_pairs_squared_of_four_particles():
-    start = time.perf_counter()
+    start = time.process_time()
     distance = aligned_w2(configurations(1000, 4, 2), configurations(1000, 4, 2, seed=1))
     assert 0.2 < distance < 0.5
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
 
 
 def test_bad_input():

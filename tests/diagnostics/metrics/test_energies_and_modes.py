@@ -71,7 +71,7 @@ def test_virial_ignores_draws_of_zero_weight_whatever_their_gradient():
 
 
 def test_virial_of_particles_in_every_layout():
-    """Three layouts of five particles in space: free coordinates have 12 degrees of freedom about the centre of mass."""
+    """Five free particles in space have 12 degrees of freedom about the centre of mass."""
     rng = np.random.default_rng(2)
     x = rng.normal(size=(4000, 5, 3))
     x -= x.mean(1, keepdims=True)
