@@ -37,7 +37,7 @@ ALIGNED = 200
 """The same for aligned transport of more than :data:`FEW_PARTICLES`, where every pair of draws is a search."""
 
 FEW_PARTICLES = 4
-TRANSPORT_REPEATS = 3
+ALIGNED_REPEATS = 3
 KS_DIMENSIONS = 2
 
 
@@ -56,7 +56,7 @@ def distance_rows(
     if exact_z is not None and exact_energy is not None:
         if ws.energy is not None:
             rows["e_w2"] = _energy_distance(ws, exact_energy)
-        rows["x_w2"] = _transport(ws, z, exact_z, TRANSPORTED, sample_w2)
+        rows["x_w2"] = _transport(ws, z, exact_z, sample_w2, TRANSPORTED, FLOOR_REPEATS)
         if z.shape[-1] <= KS_DIMENSIONS:
             rows |= _ks_rows(ws, z, exact_z)
     if target is not None and hasattr(target, "to_particles"):
@@ -80,17 +80,19 @@ def _energy_distance(ws: WeightedSamples, exact: Tensor) -> Metric:
     return Metric(value, floor=floor, num_samples=_if_fewer(size, ws))
 
 
-def _transport(ws: WeightedSamples, x: Tensor, exact: Tensor, size: int, metric: Callable[[Any, Any], float]) -> Metric:
+def _transport(
+    ws: WeightedSamples, x: Tensor, exact: Tensor, metric: Callable[[Any, Any], float], size: int, repeats: int
+) -> Metric:
     """A transport distance of ``size`` equally weighted draws, and that of exact samples of the same size."""
-    if len(exact) < (2 * TRANSPORT_REPEATS + 1) * size:
-        return Metric(None, reason=f"needs {(2 * TRANSPORT_REPEATS + 1) * size} exact samples, got {len(exact)}")
+    if len(exact) < (2 * repeats + 1) * size:
+        return Metric(None, reason=f"needs {(2 * repeats + 1) * size} exact samples, got {len(exact)}")
     try:
         chosen = equal_weight_draws(ws.log_weights, size, torch.Generator().manual_seed(0))
     except ShapeError as error:
         return Metric(None, reason=str(error))
     blocks = iter(exact.double().cpu().split(size))
     value = metric(x[chosen.to(x.device)].double().cpu(), next(blocks))
-    floor, _ = sampling_floor(metric, lambda: next(blocks), TRANSPORT_REPEATS)
+    floor, _ = sampling_floor(metric, lambda: next(blocks), repeats)
     return Metric(value, floor=floor, num_samples=_if_fewer(size, ws))
 
 
@@ -110,7 +112,7 @@ def _particle_rows(ws: WeightedSamples, z: Tensor, exact: Tensor | None, target:
     size = TRANSPORTED if particles.shape[-2] <= FEW_PARTICLES else ALIGNED
     return {
         "distance_tv": _distance_tv(ws, particles.double().cpu().numpy(), reference.double().cpu()),
-        "x_w2_aligned": _transport(ws, particles, reference, size, aligned_w2),
+        "x_w2_aligned": _transport(ws, particles, reference, aligned_w2, size, ALIGNED_REPEATS),
     }
 
 
