@@ -84,12 +84,12 @@ def _transport(
     ws: WeightedSamples, x: Tensor, exact: Tensor, metric: Callable[[Any, Any], float], size: int, repeats: int
 ) -> Metric:
     """A transport distance of ``size`` equally weighted draws, and that of exact samples of the same size."""
-    if len(exact) < (2 * repeats + 1) * size:
-        return Metric(None, reason=f"needs {(2 * repeats + 1) * size} exact samples, got {len(exact)}")
     try:
         chosen = equal_weight_draws(ws.log_weights, size, torch.Generator().manual_seed(0))
     except ShapeError as error:
         return Metric(None, reason=str(error))
+    if len(exact) < (2 * repeats + 1) * size:
+        return Metric(None, reason=f"needs {(2 * repeats + 1) * size} exact samples, got {len(exact)}")
     blocks = iter(exact.double().cpu().split(size))
     value = metric(x[chosen.to(x.device)].double().cpu(), next(blocks))
     floor, _ = sampling_floor(metric, lambda: next(blocks), repeats)

@@ -80,7 +80,9 @@ def test_too_few_effective_draws_give_a_reason_instead_of_a_number() -> None:
     ws = pb.WeightedSamples(x, torch.zeros(800, dtype=torch.float64), energy=target(x))
     row = distance_rows(ws, x, exact.z, exact.energy, target)["x_w2"]
     assert row.value is None and "effective" in str(row.reason)
-    row = distance_rows(ws, x, exact.z[:500], exact.energy[:500], target)["x_w2"]
+    x = target.sample(1000, generator=torch.Generator().manual_seed(1))
+    ws = pb.WeightedSamples(x, torch.zeros(1000, dtype=torch.float64), energy=target(x))
+    row = distance_rows(ws, x, exact.z, exact.energy, target)["x_w2"]
     assert row.value is None and "exact samples" in str(row.reason)
 
 
