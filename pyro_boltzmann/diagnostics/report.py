@@ -46,6 +46,7 @@ class Metric:
     :ivar std_error: standard error of ``value``.
     :ivar floor: the same metric between two exact samples of the same size.
     :ivar truth: the exact value.
+    :ivar num_samples: draws behind the value, where they are fewer than the report's.
     :ivar reason: why ``value`` is ``None``.
     """
 
@@ -54,6 +55,7 @@ class Metric:
     floor: float | None = None
     truth: float | Truth | None = None
     reason: str | None = None
+    num_samples: int | None = None
 
 
 def build_report(
@@ -236,6 +238,7 @@ class _Absent:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.sizes: list[str] = []
         self.unnamed: dict[str, set[str]] = {"std_error": set(), "floor": set(), "truth": set()}
 
     def number(self, where: str, value: float | int | None, reason: str | None = None) -> float | int | None:
@@ -262,13 +265,17 @@ class _Absent:
     def row(self, prefix: str, name: str, metric: Metric, *, hide_error: bool) -> dict[str, float | int | None]:
         truth = metric.truth.value if isinstance(metric.truth, Truth) else metric.truth
         row = {"value": self.number(f"{prefix}{name}", metric.value, metric.reason)}
+        if metric.num_samples is not None and metric.value is not None:
+            self.sizes.append(f"{prefix}{name} {metric.num_samples}")
         for field, value in (("std_error", metric.std_error), ("floor", metric.floor), ("truth", truth)):
             if field == "std_error" and value is not None and hide_error:
                 self.lines.append(f"{prefix}{name}.std_error: n/a (k-hat)")
                 row[field] = None
             elif value is None:
                 # The headline comes first; a model's row that shares its gap says nothing new.
-                if name not in self.unnamed[field]:
+                if field == "floor" and metric.value is None and metric.reason is not None:
+                    self.lines.append(f"{prefix}{name}.floor: not measured")
+                elif name not in self.unnamed[field]:
                     self.unnamed[field].add(f"{prefix}{name}")
                 row[field] = None
             else:
@@ -280,4 +287,5 @@ class _Absent:
         grouped = [
             f"null {field} ({why[field]}): {', '.join(sorted(names))}" for field, names in self.unnamed.items() if names
         ]
-        return [*self.lines, *grouped]
+        sizes = [f"draws behind a metric, where fewer: {', '.join(self.sizes)}"] if self.sizes else []
+        return [*sizes, *self.lines, *grouped]

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.diagnostics.weights import normalized_weights
+from pyro_boltzmann.diagnostics.weights import kish_ess, normalized_weights
 from pyro_boltzmann.exceptions import ShapeError
 
-__all__ = ["RESAMPLERS", "Resampler", "multinomial", "systematic"]
+__all__ = ["RESAMPLERS", "Resampler", "equal_weight_draws", "multinomial", "systematic"]
+
+LEAST_KISH_SHARE = 0.9
 
 Resampler = Callable[[Tensor, int, "torch.Generator | None"], Tensor]
 
@@ -46,6 +48,32 @@ def multinomial(log_weights: Tensor, num_samples: int, generator: torch.Generato
 
 RESAMPLERS: dict[str, Resampler] = {"systematic": systematic, "multinomial": multinomial}
 """Resamplers by name."""
+
+
+def equal_weight_draws(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    r"""Indices of ``num_samples`` equally weighted draws, for a distance with the floor of that many exact ones.
+
+    Resampled systematically from *all* draws, so that few are taken twice: the Kish size :math:`M^2 / \sum_i c_i^2` of
+    the counts :math:`c_i` must be at least 0.9 of :math:`M`. With fewer effective draws a distance would report
+    the copies rather than the law.
+
+    :param log_weights: ``(N,)``.
+    :returns: integer tensor ``(num_samples,)``, ascending.
+    :raises ShapeError: if the effective draws are too few.
+
+    >>> equal_weight_draws(torch.tensor([0.0, float("-inf"), 0.0]), 2).tolist()
+    [0, 2]
+    """
+    indices = systematic(log_weights, num_samples, generator)
+    counts = torch.unique(indices, return_counts=True)[1].double()
+    size = num_samples**2 / float(counts.square().sum())
+    if size < LEAST_KISH_SHARE * num_samples:
+        effective = kish_ess(log_weights) * len(log_weights)
+        raise ShapeError(
+            f"expected enough effective draws for {num_samples} equally weighted ones, got {effective:.0f} effective "
+            f"of {len(log_weights)}, whose resampling has the Kish size {size:.0f}: draw more"
+        )
+    return indices
 
 
 def _check_size(num_samples: int) -> None:

@@ -15,10 +15,8 @@ from pyro_boltzmann.diagnostics import (
     Truth,
     WeightedSamples,
     delta_f,
-    energy_w2,
     mode_mass_tv,
     modes_found,
-    sampling_floor,
     virial,
     weight_metrics,
 )
@@ -26,11 +24,10 @@ from pyro_boltzmann.diagnostics.report import Quality
 from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
 from pyro_boltzmann.exceptions import EnergyError
+from pyro_boltzmann.experiments.run_distances import BLOCK, FLOOR_REPEATS, distance_rows
 
 __all__ = ["ExactDraws", "draw_exact", "failures_of", "log_z_truth", "run_metrics", "stream_seed"]
 
-BLOCK = 10_000
-FLOOR_REPEATS = 5
 GRADIENT_DRAWS = 20_000
 
 
@@ -83,7 +80,7 @@ def run_metrics(
     :param z: their unconstrained vectors, ``(N, dim)``.
     :param energy: the energy on these, for the virial; ``None`` leaves the virial out.
     :param target: where truths are known.
-    :param exact: exact samples, for ``e_w2``.
+    :param exact: exact samples, for the distances.
     :param reverse_log_weights: of paths run backwards from exact samples, for ``eubo`` and ``forward_ess``.
     """
     rows = weight_metrics(ws, reverse_log_weights=reverse_log_weights, log_z=log_z_truth(target))
@@ -94,8 +91,7 @@ def run_metrics(
         rows["mean_energy"] = Metric(float(mean), float(error), truth=truth)
     if energy is not None:
         rows["virial"] = _virial(ws, z, energy, z.shape[-1] if target is None else target.virial_dof)
-    if exact is not None and ws.energy is not None:
-        rows["e_w2"] = _energy_distance(ws, exact)
+    rows |= distance_rows(ws, z, None if exact is None else exact.z, None if exact is None else exact.energy, target)
     if target is not None:
         rows |= _mode_rows(ws, z, target)
     return rows
@@ -133,23 +129,8 @@ def _virial(ws: WeightedSamples, z: Tensor, energy: Energy, dof: int) -> Metric:
     except EnergyError as error:
         return Metric(None, truth=float(dof), reason=str(error))
     value, std_error = virial(z[part].cpu(), gradient.cpu(), ws.log_weights[part].cpu())
-    return Metric(value, std_error, truth=float(dof))
-
-
-def _energy_distance(ws: WeightedSamples, exact: ExactDraws) -> Metric:
-    # As many weighted draws as have the Kish size of one block, so that the floor stands for the same size.
-    size = min(len(exact.energy) // (2 * FLOOR_REPEATS + 1), int(ws.ess * ws.num_samples))
-    if size < 2:
-        return Metric(None, reason="the effective sample size is below two draws")
-    used = slice(0, min(ws.num_samples, math.ceil(size / ws.ess)))
-    assert ws.energy is not None
-    log_weights = ws.log_weights[used].cpu()
-    if not bool(torch.isfinite(log_weights).any()):
-        return Metric(None, reason="the first draws all have zero weight")
-    blocks = iter(exact.energy.cpu().split(size))
-    value = energy_w2(ws.energy[used].cpu(), next(blocks), log_weights)
-    floor, _ = sampling_floor(energy_w2, lambda: next(blocks), FLOOR_REPEATS)
-    return Metric(value, floor=floor)
+    fewer = GRADIENT_DRAWS if ws.num_samples > GRADIENT_DRAWS else None
+    return Metric(value, std_error, truth=float(dof), num_samples=fewer)
 
 
 def _mode_rows(ws: WeightedSamples, z: Tensor, target: Target) -> dict[str, Metric]:

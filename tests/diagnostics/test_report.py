@@ -216,3 +216,21 @@ def test_rows_of_weighted_samples():
     report = build(metrics, num_samples=40_000)
     assert report["verdict"] == "reliable"
     assert report["metrics"]["n_nonfinite"]["value"] == 0
+
+
+def test_sizes_smaller_than_the_reports_are_told():
+    """N belongs to every distance: where it is not that of the report, the reasons hold it and the table shows it."""
+    taken = {"e_w2": Metric(0.06, floor=0.05, num_samples=10_000), "x_w2": Metric(0.3, floor=0.27, num_samples=1000)}
+    report = build(rows(**taken), models={"nsf": {"x_w2": Metric(0.4, num_samples=500)}})
+    (line,) = [reason for reason in report["reasons"] if "fewer" in reason]
+    assert line == "draws behind a metric, where fewer: e_w2 10000, x_w2 1000, models.nsf.x_w2 500"
+    assert line in format_report(report)
+    assert not any("fewer" in reason for reason in build(rows())["reasons"])
+
+
+def test_a_distance_that_was_not_taken_is_not_called_no_distance():
+    report = build(rows(x_w2=Metric(None, reason="too few effective draws", num_samples=1000)))
+    assert "x_w2: too few effective draws" in report["reasons"]
+    assert not any(line.startswith("null floor") and "x_w2" in line for line in report["reasons"])
+    assert "fewer" not in " ".join(report["reasons"])
+    assert "x_w2.floor" not in format_report(report)
