@@ -11,18 +11,20 @@ from pyro_boltzmann.energies import (
     AnnealingLadder,
     Boltzmann,
     BoltzmannModel,
+    LocalEnergy,
     ModelEnergy,
     NormalEnergy,
     TemperedEnergy,
     count_evaluations,
 )
 from pyro_boltzmann.energies.catalogue import catalogue
-from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, ForwardKL, Phase, ReverseKL, fit, importance_sample
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortizedStochasticFlow",
     "AnnealedEnergy",
     "AnnealingLadder",
     "AutoStochasticFlow",
@@ -30,6 +32,7 @@ __all__ = [
     "BoltzmannModel",
     "FitResult",
     "ForwardKL",
+    "LocalEnergy",
     "ModelEnergy",
     "NormalEnergy",
     "Phase",
