@@ -79,7 +79,7 @@ class LocalEnergy:
         sites = [node for node in nodes if not isinstance(node["fn"], _Subsample)]
         depths = [-frame.dim for node in nodes for frame in node["cond_indep_stack"] if frame.vectorized]
         self._depth = max([*depths, *(len(node["fn"].batch_shape) for node in sites)])
-        sizes = {frame.dim: frame.size for frame in self.frames}
+        sizes = {frame.dim or 0: frame.size for frame in self.frames}
         self.plate_shape = torch.Size(sizes.get(dim, 1) for dim in range(min(sizes), 0))
         self._summed = tuple(dim for dim in range(-self._depth, 0) if dim not in sizes)
         self._sites: list[_Site] = []
@@ -117,9 +117,9 @@ class LocalEnergy:
                 )
         return other
 
-    def use_rows(self, plate: str, indices: Tensor) -> None:
+    def use_rows(self, plate: str, indices: Tensor | None) -> None:
         """Tell which data a subsampling plate uses from now on; other plates are left alone."""
-        if plate in self.indices:
+        if plate in self.indices and indices is not None:
             self.indices = {**self.indices, plate: indices}
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ def _shared_plates(latents: list[tuple[str, Any]]) -> tuple[CondIndepStackFrame,
             )
         shared = frames
     assert shared is not None
-    return tuple(sorted(shared, key=lambda frame: frame.dim))
+    return tuple(sorted(shared, key=lambda frame: frame.dim or 0))
 
 
 def _read_site(name: str, node: Any, plate_shape: torch.Size, start: int) -> _Site:

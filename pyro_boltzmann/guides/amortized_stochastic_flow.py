@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -85,7 +85,7 @@ class AmortizedStochasticFlow(PyroModule):
         latent_dim: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(name=type(self).__name__)  # type: ignore[no-untyped-call]
+        super().__init__(name=type(self).__name__)
         self._held = [EncodedEnergy(model)]
         if isinstance(encoder, nn.Module):
             self.encoder = encoder
@@ -133,8 +133,7 @@ class AmortizedStochasticFlow(PyroModule):
     @property
     def _built_path(self) -> PathTransform | None:
         """The path without telling Pyro: each access to ``self.path`` inside a trace registers all its parameters."""
-        path: Any = self._modules.get("path")
-        return path
+        return cast("PathTransform | None", self._modules.get("path"))
 
     @contextmanager
     def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[EncodedEnergy]:
