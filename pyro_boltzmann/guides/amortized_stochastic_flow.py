@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.memo import EnergyMemo
-from pyro_boltzmann.exceptions import ShapeError
+from pyro_boltzmann.exceptions import ModelError, ShapeError
 from pyro_boltzmann.guides.auto_stochastic_flow import WeightedPath
 from pyro_boltzmann.guides.base import PathBase
 from pyro_boltzmann.guides.encoded_energy import EncodedEnergy
@@ -112,13 +112,22 @@ class AmortizedStochasticFlow(PyroModule):
         local = self._held[0].bind_model(args, kwargs)
         if self._built_path is None:
             self._build(local.latent_dim)
-        path = self._built_path
-        assert path is not None
+        path = self.get_transform()
         if path.dim != local.latent_dim:
             raise ShapeError(
                 f"a datum has {local.latent_dim} unconstrained latents, the guide was built for {path.dim}"
             )
         return self
+
+    def get_transform(self) -> PathTransform:
+        """The path.
+
+        :raises ModelError: before it is built.
+        """
+        path = self._built_path
+        if path is None:
+            raise ModelError("the path is built when the latent dimension is known; call guide.initialize(*args) first")
+        return path
 
     def _build(self, latent_dim: int) -> None:
         del self.path
@@ -161,8 +170,7 @@ class AmortizedStochasticFlow(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the latents of all data; returns the model's sites."""
         with self._encoded(args, kwargs) as energy:
-            path = self._built_path
-            assert path is not None
+            path = self.get_transform()
             prior = dist.Normal(torch.zeros_like(energy.loc), 1.0, validate_args=False).to_event(1)
             base = PathBase(prior, path, validate_args=False)
             posterior = dist.TransformedDistribution(base, [path], validate_args=False)
@@ -194,8 +202,7 @@ class AmortizedStochasticFlow(PyroModule):
         graph is built.
         """
         with self._encoded(args, kwargs) as energy:
-            path, loc = self._built_path, energy.loc
-            assert path is not None
+            path, loc = self.get_transform(), energy.loc
             start = torch.randn(num_samples, *loc.shape, dtype=loc.dtype, device=loc.device, generator=generator)
             result = path.stream(start, EnergyMemo(), generator, observe=observe)
             encoded_energy = result.memo.value(energy, result.x).double()
