@@ -58,8 +58,8 @@ class AmortizedStochasticFlow(PyroModule):
     :raises ModelError: for a model whose latents do not belong to data (:class:`~pyro_boltzmann.LocalEnergy`).
     :raises ShapeError: if the encoder's output does not fit.
 
-    Source: Wu, Koehler and Noe, arXiv 2002.06707, section 5 (VAE); the bounds are those of Burda, Grosse and
-    Salakhutdinov, arXiv 1509.00519; Thin et al., arXiv 2106.15921 (annealed Langevin paths from the encoder).
+    Source: Wu, Koehler and Noe, arXiv 2002.06707 (their variational autoencoder); Burda, Grosse and Salakhutdinov,
+    arXiv 1509.00519 (the bounds); Thin et al., arXiv 2106.15921 (annealed paths from the encoder).
 
     >>> import pyro, torch, pyro.distributions as dist, pyro.distributions.transforms as T
     >>> from pyro_boltzmann.stochastic import LangevinTransform
