@@ -11,13 +11,14 @@ from pyro_boltzmann.energies import (
     AnnealingLadder,
     Boltzmann,
     BoltzmannModel,
+    LocalEnergy,
     ModelEnergy,
     NormalEnergy,
     TemperedEnergy,
     count_evaluations,
 )
 from pyro_boltzmann.energies.catalogue import catalogue
-from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoStochasticFlow
 from pyro_boltzmann.infer import (
     FitResult,
     ForwardKL,
@@ -33,6 +34,7 @@ from pyro_boltzmann.infer import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortizedStochasticFlow",
     "AnnealedEnergy",
     "AnnealingLadder",
     "AutoStochasticFlow",
@@ -40,6 +42,7 @@ __all__ = [
     "BoltzmannModel",
     "FitResult",
     "ForwardKL",
+    "LocalEnergy",
     "ModelEnergy",
     "NormalEnergy",
     "Phase",

@@ -12,6 +12,7 @@ from pyro_boltzmann.energies.evaluation import (
     record_evaluations,
 )
 from pyro_boltzmann.energies.held import HeldEnergy, hold
+from pyro_boltzmann.energies.local_energy import LocalEnergy
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.energies.model_energy import ModelEnergy
 from pyro_boltzmann.energies.reference import NormalEnergy
@@ -26,6 +27,7 @@ __all__ = [
     "EnergyMemo",
     "EvaluationCount",
     "HeldEnergy",
+    "LocalEnergy",
     "ModelEnergy",
     "NormalEnergy",
     "TemperedEnergy",

@@ -58,6 +58,11 @@ class AnnealedEnergy(nn.Module):
             return self._ladder.positions[self._rung]
         return self.logit.sigmoid()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether rows of a batch belong to data of their own."""
+        return any(getattr(end, "is_local", False) for end in self._ends)
+
     def components(self) -> list[tuple[float | Tensor, Energy]]:
         """The coefficients and energies whose sum this is, without those whose coefficient is exactly zero."""
         position = self.position

@@ -25,6 +25,12 @@ class HeldEnergy:
     def __call__(self, x: Tensor) -> Tensor:
         return self.energy(x)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether rows of a batch belong to data of their own, as in a
+        :class:`~pyro_boltzmann.energies.LocalEnergy`."""
+        return bool(getattr(self.energy, "is_local", False))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> HeldEnergy:
         copies = getattr(self.energy, "copies_with_path", False)
         return HeldEnergy(deepcopy(self.energy, memo) if copies else self.energy)

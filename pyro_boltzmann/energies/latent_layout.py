@@ -18,7 +18,7 @@ from torch.distributions.transforms import Transform
 from pyro_boltzmann.energies.unconstrained import is_identity, log_abs_det
 from pyro_boltzmann.exceptions import ModelError, ShapeError
 
-__all__ = ["LatentLayout", "LatentSite"]
+__all__ = ["LatentLayout", "LatentSite", "check_is_continuous"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LatentLayout:
         for name, node in trace.iter_stochastic_nodes():
             if isinstance(node["fn"], _Subsample):
                 continue
-            _check_is_continuous(name, node)
+            check_is_continuous(name, node)
             site = _read_site(name, node, start)
             sites.append(site)
             start = site.stop
@@ -144,7 +144,11 @@ def _read_site(name: str, node: Any, start: int) -> LatentSite:
     )
 
 
-def _check_is_continuous(name: str, node: Any) -> None:
+def check_is_continuous(name: str, node: Any) -> None:
+    """Refuse a site that cannot be part of an energy, by name.
+
+    :raises ModelError: if it is discrete, enumerated or a ``Delta``.
+    """
     fn = node["fn"]
     if node["infer"].get("enumerate"):
         raise ModelError(

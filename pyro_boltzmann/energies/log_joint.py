@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_boltzmann.energies.evaluation import count_evaluations, record_evaluations
 from pyro_boltzmann.exceptions import ModelError
 
-__all__ = ["isolated", "log_joint"]
+__all__ = ["LogJoint", "isolated", "log_joint"]
 
 
 def log_joint(model: Callable[[], Any], latents: Mapping[str, Tensor], plate_dim: int, batch_dim: int) -> Tensor:
@@ -30,7 +30,7 @@ def log_joint(model: Callable[[], Any], latents: Mapping[str, Tensor], plate_dim
     :returns: shape ``(batch)`` or, where nothing depends on the batch, ``()``.
     :raises ModelError: if a latent site is met for which there is no value.
     """
-    terms = _LogJoint(latents, plate_dim, batch_dim)
+    terms = _SummedLogJoint(latents, plate_dim, batch_dim)
     with isolated(), terms:
         model()
     return sum(terms.terms[1:], terms.terms[0])
@@ -53,19 +53,28 @@ def isolated(*, validates: bool = False) -> Iterator[None]:
         record_evaluations(-inner.values, -inner.gradients)
 
 
-class _LogJoint(Messenger):
-    """Conditions the latent sites, hides every sample site from enclosing handlers, and collects log-probabilities."""
+class LogJoint(Messenger):
+    """Conditions the latent sites, hides every sample site from enclosing handlers, and collects log-probabilities.
 
-    def __init__(self, latents: Mapping[str, Tensor], plate_dim: int, batch_dim: int) -> None:
+    :param latents: a value for each latent site.
+    :param indices: the data that each subsampling plate is to use; other plates draw theirs.
+    """
+
+    def __init__(self, latents: Mapping[str, Tensor], indices: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.latents = latents
-        self.plate_dim = plate_dim
-        self.batch_dim = batch_dim
+        self.indices = {} if indices is None else indices
         self.terms: list[Tensor] = []
+
+    def reduce(self, msg: Any, log_prob: Tensor) -> Tensor | None:
+        """What the site adds to the sum, from its log-probability without scale and mask; ``None`` for nothing."""
+        raise NotImplementedError
 
     def _process_message(self, msg: Any) -> None:
         # Parameters of the program may be seen from outside: SVI trains those that it sees.
         msg["stop"] = msg["type"] != "param"
+        if isinstance(msg["fn"], _Subsample):
+            msg["value"] = self.indices.get(msg["name"], msg["value"])
         if msg["type"] != "sample" or msg["is_observed"] or _is_untraced(msg):
             return
         value = self.latents.get(msg["name"])
@@ -80,10 +89,23 @@ class _LogJoint(Messenger):
     def _postprocess_message(self, msg: Any) -> None:
         if msg["type"] != "sample" or msg["mask"] is False or msg["infer"].get("_deterministic") or _is_untraced(msg):
             return
-        log_prob = unvalidated(msg["fn"]).log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        term = self.reduce(msg, unvalidated(msg["fn"]).log_prob(msg["value"], *msg["args"], **msg["kwargs"]))
+        if term is not None:
+            self.terms.append(term)
+
+
+class _SummedLogJoint(LogJoint):
+    """Sums each site over its plates."""
+
+    def __init__(self, latents: Mapping[str, Tensor], plate_dim: int, batch_dim: int) -> None:
+        super().__init__(latents)
+        self.plate_dim = plate_dim
+        self.batch_dim = batch_dim
+
+    def reduce(self, msg: Any, log_prob: Tensor) -> Tensor:
         log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
         summed_from = self.batch_dim if log_prob.dim() > self.plate_dim else 0
-        self.terms.append(log_prob.flatten(summed_from).sum(-1) if log_prob.dim() > summed_from else log_prob)
+        return log_prob.flatten(summed_from).sum(-1) if log_prob.dim() > summed_from else log_prob
 
 
 def unvalidated(fn: Any) -> Any:

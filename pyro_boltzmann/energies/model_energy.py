@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_boltzmann.energies.latent_layout import LatentLayout
 from pyro_boltzmann.energies.log_joint import isolated, log_joint
+from pyro_boltzmann.energies.prototype import prototype_trace
 from pyro_boltzmann.exceptions import ModelError, ShapeError
 
 __all__ = ["ModelEnergy"]
@@ -69,7 +69,7 @@ class ModelEnergy:
         self.model = model
         self.args = args
         self.kwargs = kwargs
-        self.prototype_trace = self._run_prototype()
+        self.prototype_trace = prototype_trace(self._program)
         self.layout = LatentLayout.of_trace(self.prototype_trace)
         self.latent_dim = self.layout.latent_dim
         self.site_names = self.layout.site_names
@@ -112,7 +112,7 @@ class ModelEnergy:
         """
         other = copy.copy(self)
         other.args, other.kwargs = args, kwargs
-        other.prototype_trace = other._run_prototype()
+        other.prototype_trace = prototype_trace(other._program)
         nodes = other.prototype_trace.iter_stochastic_nodes()
         latents = {name for name, site in nodes if not site_is_subsample(site)}
         if set(self.site_names) < latents:
@@ -129,12 +129,6 @@ class ModelEnergy:
 
     def _program(self) -> Any:
         return self.model(*self.args, **self.kwargs)
-
-    def _run_prototype(self) -> poutine.Trace:
-        cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        program = poutine.trace(InitMessenger(init_to_median)(self._program))
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), isolated(validates=True), poutine.block():
-            return program.get_trace()
 
     def _evaluate(self, strategy: str, flat: Tensor) -> Tensor:
         if len(flat) == 0:

@@ -42,6 +42,11 @@ class TemperedEnergy:
         self.energy = energy
         self.temperature = check_temperature(temperature)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether rows of a batch belong to data of their own."""
+        return bool(getattr(self.energy, "is_local", False))
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.energy(x) / self.temperature
 

@@ -18,6 +18,7 @@ __all__ = ["EXPERIMENTS", "Experiment", "UnknownExperimentError", "load_experime
 EXPERIMENTS: dict[str, str] = {
     "snf-double-well": "pyro_boltzmann.experiments.snf_double_well",
     "eight-schools": "pyro_boltzmann.experiments.eight_schools",
+    "vae-digits": "pyro_boltzmann.experiments.vae_digits",
 }
 """Names of experiments and the modules that hold them."""
 

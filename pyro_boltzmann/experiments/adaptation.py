@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 
 from pyro_boltzmann.diagnostics import WeightedSamples
 from pyro_boltzmann.energies import EvaluationCount, count_evaluations
 from pyro_boltzmann.experiments.threads import one_thread
-from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoStochasticFlow
 from pyro_boltzmann.stochastic import MetropolisAdjusted
 
 __all__ = ["adapt_scales", "total_seconds"]
@@ -19,30 +20,37 @@ FEWEST_ROUNDS = 4
 
 
 def adapt_scales(
-    guide: AutoStochasticFlow,
+    guide: AutoStochasticFlow | AmortizedStochasticFlow,
     seed: int,
+    *args: Any,
     rounds: int = 15,
     num_particles: int = 500,
     max_seconds: float = math.inf,
 ) -> EvaluationCount:
     """Steer Metropolis scales to their acceptance rates with a decreasing rate, then leave them fixed.
 
+    :param args: the model's arguments.
     :param max_seconds: stop early, but not before :data:`FEWEST_ROUNDS`.
     """
     start = time.perf_counter()
-    blocks = [block for block, _ in guide.get_transform()._directed()]
+    blocks = [block for block, _ in guide.initialize(*args).get_transform()._directed()]
     if not any(isinstance(block, MetropolisAdjusted) for block in blocks):
         return EvaluationCount()
-    generator = torch.Generator(guide.base_loc.device).manual_seed(seed)
+    generator = torch.Generator(_device(guide)).manual_seed(seed)
     with torch.no_grad(), one_thread(), count_evaluations() as count:
         for step in range(rounds):
             if step >= FEWEST_ROUNDS and time.perf_counter() - start > max_seconds:
                 break
-            infos = guide.sample_paths(num_particles, generator=generator).infos
+            infos = guide.sample_paths(num_particles, *args, generator=generator).infos
             for block, info in zip(blocks, infos, strict=True):
                 if isinstance(block, MetropolisAdjusted) and info is not None:
                     block.adapt_scale(info, rate=2.0 / (1 + step) ** 0.6)
     return count
+
+
+def _device(guide: torch.nn.Module) -> torch.device:
+    tensors = (*guide.parameters(), *guide.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def total_seconds(draws: WeightedSamples) -> float:

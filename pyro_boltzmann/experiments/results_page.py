@@ -24,29 +24,22 @@ def write_results_page(
     introduction: str,
     columns: Sequence[str],
     pictures: Mapping[str, str] | None = None,
+    tables: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Write a Markdown page. Where k-hat is above its limit, weighted estimates have no error, and the row says so.
+    """Write a Markdown page. Where k-hat is above its limit, weighted estimates have no error, and the row says so;
+    where k-hat is no column, rows have no verdict.
 
     :param columns: metrics of the table, one row a model.
     :param pictures: captions of PNG files beside the page, by name.
+    :param tables: headings of several tables, with the models in each; one table of all models if not given.
     """
     lines = [f"# {title}", "", introduction, ""]
     limit = khat_limit(report["num_samples"])
-    lines += [
-        "| model | " + " | ".join(f"`{c}`" for c in columns) + " | verdict |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for name, metrics in report["models"].items():
-        shown = f"**{name}**" if name == report["sampler"] else name
-        khat = (metrics.get("khat") or {}).get("value")
-        reliable = khat is not None and khat <= limit
-        cells = [_cell(metrics.get(c), has_error=c in _WEIGHTED, reliable=reliable) for c in columns]
-        lines.append(f"| {shown} | " + " | ".join(cells) + f" | {_verdict(khat, limit)} |")
-    lines += [
-        "",
-        f"Digits behind +- are standard errors. The limit of k-hat is {limit:.2f} for N = {report['num_samples']:,}.",
-        "",
-    ]
+    for heading, models in (tables or {"": list(report["models"])}).items():
+        lines += [f"## {heading}", ""] if heading else []
+        lines += [*_table(report, columns, models, limit), ""]
+    explained = f" The limit of k-hat is {limit:.2f} for N = {report['num_samples']:,}." if "khat" in columns else ""
+    lines += [f"Digits behind +- are standard errors.{explained}", ""]
     lines += [
         "## The headline model",
         "",
@@ -69,6 +62,21 @@ def write_results_page(
         temporary.write_text(text, encoding="utf-8")
 
     return write_atomically(path, write)
+
+
+def _table(report: Mapping[str, Any], columns: Sequence[str], models: Sequence[str], limit: float) -> list[str]:
+    verdicts = "khat" in columns
+    heads = ["model", *(f"`{c}`" for c in columns), *(["verdict"] if verdicts else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name in models:
+        metrics = report["models"][name]
+        shown = f"**{name}**" if name == report["sampler"] else name
+        khat = (metrics.get("khat") or {}).get("value")
+        reliable = khat is not None and khat <= limit
+        cells = [_cell(metrics.get(c), has_error=c in _WEIGHTED, reliable=reliable) for c in columns]
+        verdict = [_verdict(khat, limit)] if verdicts else []
+        lines.append("| " + " | ".join([shown, *cells, *verdict]) + " |")
+    return lines
 
 
 def _of_headline(report: Mapping[str, Any]) -> list[str]:

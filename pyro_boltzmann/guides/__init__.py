@@ -1,6 +1,7 @@
 """Samplers as Pyro guides."""
 
+from pyro_boltzmann.guides.amortized_stochastic_flow import AmortizedStochasticFlow
 from pyro_boltzmann.guides.auto_stochastic_flow import AutoStochasticFlow, WeightedPath
 from pyro_boltzmann.guides.base import PathBase
 
-__all__ = ["AutoStochasticFlow", "PathBase", "WeightedPath"]
+__all__ = ["AmortizedStochasticFlow", "AutoStochasticFlow", "PathBase", "WeightedPath"]

@@ -98,7 +98,8 @@ class MetropolisAdjusted(StochasticBlock):
         log_ratio = self.proposal._log_prob(proposed.noise) - self.proposal._log_prob(tuple(inner)) + proposed.ladj
         delta = energy_y - energy_x - log_ratio
         finite = _finite_ends(energy_x, energy_y, delta)
-        if torch.is_grad_enabled() and not is_tracing() and not bool(finite.all()):
+        may_select = not self.energy.is_local  # rows that belong to data cannot be evaluated without the others
+        if may_select and torch.is_grad_enabled() and not is_tracing() and not bool(finite.all()):
             return self._step_on_rows(finite, x, noise, memo, index)
         accept = finite & (threshold[..., 0] > delta)
         mask = accept.unsqueeze(-1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions.conditional import ConditionalTransform
 from torch import Generator, Tensor, nn
 from torch.distributions.transforms import ComposeTransform, _InverseTransform
 
@@ -14,6 +15,7 @@ from pyro_boltzmann.energies.tracing import is_tracing
 from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.stochastic.block import StochasticBlock
 from pyro_boltzmann.stochastic.info import BlockInfo
+from pyro_boltzmann.transforms.conditional_layer import ConditionalLayer, set_context
 from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import as_transform, call_and_ladj, clear_cache, inverse_and_ladj
@@ -43,7 +45,8 @@ class PathTransform(FusedTransform):
     r"""A list of blocks as one bijection :math:`(x_0, n) \mapsto (x_T, n')` on vectors of size ``dim + noise_dim``.
 
     A block is a stochastic block, any Pyro or torch transform of x, a zuko flow, or an
-    :class:`~pyro_boltzmann.transforms.InverseTransform` of one of these. With a base density :math:`q_0`, the weight
+    :class:`~pyro_boltzmann.transforms.InverseTransform` of one of these. Pyro's conditional transforms take the context
+    of :meth:`set_context`. With a base density :math:`q_0`, the weight
 
     .. math:: \log w = -u(x_T) + \log p(n') + \log|\det| - \log q_0(x_0) - \log p(n)
 
@@ -180,6 +183,12 @@ class PathTransform(FusedTransform):
                 x, memo = x[index], memo.rows(index)
         return PathResult(x, log_ratio, memo, tuple(infos))
 
+    def set_context(self, context: Tensor | None) -> None:
+        """Condition all conditional layers on ``context`` ``(*data, context_dim)``, which broadcasts against states
+        ``(*particles, *data, dim)``."""
+        self.clear_cache()
+        set_context(self, context)
+
     def clear_cache(self) -> None:
         super().clear_cache()
         self.infos = ()
@@ -213,6 +222,8 @@ def _flatten(blocks: Iterable[Any]) -> Iterator[Any]:
             yield from _flatten(block.transform)
         elif isinstance(block, PathTransform):
             yield from _flatten(block.blocks)
+        elif isinstance(block, ConditionalTransform):
+            yield ConditionalLayer(block)
         elif isinstance(block, ComposeTransform):
             yield from _flatten(block.parts)
         elif isinstance(block, _InverseTransform):

@@ -1,5 +1,6 @@
 """Bijections of x: what Pyro and zuko lack, and one fused call for all of them."""
 
+from pyro_boltzmann.transforms.conditional_layer import ConditionalLayer
 from pyro_boltzmann.transforms.elementwise_affine import ElementwiseAffine
 from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
@@ -9,6 +10,7 @@ from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
 
 __all__ = [
+    "ConditionalLayer",
     "ElementwiseAffine",
     "FusedTransform",
     "InverseTransform",

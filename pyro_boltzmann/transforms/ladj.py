@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import torch
+from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.distributions.transforms import ComposeTransform, _InverseTransform
@@ -135,7 +136,8 @@ def as_transform(block: Any) -> Transform:
     if zuko_lazy is not None and isinstance(block, zuko_lazy.LazyTransform):
         produced: Transform = block()
         return produced
+    hint = "; wrap it in ConditionalLayer" if isinstance(block, ConditionalTransform) else ""
     raise TypeError(
         "a block must be a stochastic block, a Pyro or torch Transform, or a zuko flow or lazy transform; "
-        f"got {type(block).__name__}"
+        f"got {type(block).__name__}{hint}"
     )

@@ -41,6 +41,11 @@ class PullbackEnergy:
         self.energy = HeldEnergy(energy)  # shared between copies, unless it belongs to the path itself
         self.transforms = list(transforms)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether rows of a batch belong to data of their own."""
+        return self.energy.is_local
+
     def __call__(self, z: Tensor) -> Tensor:
         ladj = z.new_zeros(z.shape[:-1])
         for transform in self.transforms:
