@@ -18,11 +18,22 @@ from pyro_boltzmann.energies import (
 )
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.guides import AutoStochasticFlow
-from pyro_boltzmann.infer import FitResult, ForwardKL, Phase, ReverseKL, fit, importance_sample
+from pyro_boltzmann.infer import (
+    Alpha2,
+    FitResult,
+    ForwardKL,
+    LogVariance,
+    Phase,
+    ReverseKL,
+    TrajectoryBalance,
+    fit,
+    importance_sample,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alpha2",
     "AnnealedEnergy",
     "AnnealingLadder",
     "AutoStochasticFlow",
@@ -30,11 +41,13 @@ __all__ = [
     "BoltzmannModel",
     "FitResult",
     "ForwardKL",
+    "LogVariance",
     "ModelEnergy",
     "NormalEnergy",
     "Phase",
     "ReverseKL",
     "TemperedEnergy",
+    "TrajectoryBalance",
     "WeightedSamples",
     "catalogue",
     "count_evaluations",

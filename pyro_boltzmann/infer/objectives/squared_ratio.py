@@ -41,8 +41,13 @@ class SquaredRatioEnergy(AnnealedEnergy):
 
 
 class AnnealedRatio(NamedTuple):
-    r"""Draws ``(n, dim)`` with log weights ``(n,)`` of :math:`p^2/q`, their log densities under q ``(n,)``, and the draws
-    of q that they started from."""
+    r"""Weighted draws of :math:`p^2/q`.
+
+    :ivar z: ``(n, dim)``.
+    :ivar log_weight: ``(n,)`` float64.
+    :ivar log_q: ``(n,)`` float64, log densities under q.
+    :ivar starts: the draws of q that they started from, with their weights for p.
+    """
 
     z: Tensor
     log_weight: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -67,7 +67,7 @@ class TrajectoryBalance(LogVariance):
 
     def _log_weights(self, guide: AutoStochasticFlow, *args: Any, **kwargs: Any) -> Tensor:
         if am_i_wrapped():  # what Pyro's SVI trains it has to be told of
-            self._log_z = pyro.param("TrajectoryBalance.log_z", self._log_z)
+            self._log_z = cast(nn.Parameter, pyro.param("TrajectoryBalance.log_z", self._log_z))
         return super()._log_weights(guide, *args, **kwargs)
 
     def _reduce(self, log_weight: Tensor) -> Tensor:
