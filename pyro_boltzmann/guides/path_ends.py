@@ -56,6 +56,12 @@ def sample_ends(
     :param spread: multiplies the standard deviation of the base and of all Gaussian noise: more than one for paths that
         visit more than the guide's own.
     :param with_energy: evaluate the model's energy at the latents.
+
+    >>> import pyro_boltzmann as pb
+    >>> model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 2)
+    >>> guide = pb.AutoStochasticFlow(model, lambda u, dim: [pb.stochastic.LangevinTransform(u, dim, 0.1)])
+    >>> sample_ends(guide, 5).joint.shape  # two latents, two of noise
+    torch.Size([5, 4])
     """
     path = guide._start(args, kwargs)
     with torch.no_grad():
@@ -81,6 +87,14 @@ def weigh_ends(guide: AutoStochasticFlow, ends: PathEnds, *args: Any, **kwargs: 
     The path is run backwards from its end. So ``log_q`` (which is :math:`\log \hat q_\theta - \log p(n')`) has a graph
     that leads to the parameters, but not through the draw; ``energy`` is a constant. Each ``log_branch`` of the
     ``infos`` is the log-probability of the branches on the way back.
+
+    >>> import pyro_boltzmann as pb
+    >>> from pyro_boltzmann.transforms import ElementwiseAffine
+    >>> model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 2)
+    >>> guide = pb.AutoStochasticFlow(model, lambda u, dim: [ElementwiseAffine(dim)])
+    >>> paths = weigh_ends(guide, sample_ends(guide, 5))
+    >>> paths.log_q.requires_grad, paths.z.requires_grad, paths.energy.requires_grad
+    (True, False, False)
     """
     path = guide._start(args, kwargs)
     known = EnergyMemo() if ends.memo is None else EnergyMemo(dict(ends.memo.entries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pyro
@@ -168,6 +169,7 @@ def test_energies_of_the_annealing():
     for beta in (0.0, 0.25, 0.5, 1.0):
         expected = (1 - 2 * beta) * v(x) + 2 * beta * u(x)
         torch.testing.assert_close(SquaredRatioEnergy(v, u, beta)(x), expected)
+        torch.testing.assert_close(copy.deepcopy(SquaredRatioEnergy(v, u, beta))(x), expected)
 
 
 def test_evaluations_of_the_annealing():
