@@ -33,16 +33,12 @@ OBJECTIVES = [pb.LogVariance, pb.TrajectoryBalance]
 
 
 @pytest.mark.parametrize("make", OBJECTIVES)
-@pytest.mark.parametrize("law", ["own", "wide", "data", "mixture"])
+@pytest.mark.parametrize("law", ["own", "wide", "data", "mixture", "replay"])
 def test_exact_model_has_no_loss_and_no_gradient_on_any_paths(make, law):
     """Each weight is Z there, path by path, so both vanish without noise."""
     data = 3 * torch.randn(50, 2, dtype=torch.float64)
-    settings = {
-        "own": {},
-        "wide": {"spread": 3.0},
-        "data": {"data": data, "data_share": 1.0},
-        "mixture": {"data": data},
-    }
+    settings = {"own": {}, "wide": {"spread": 3.0}, "mixture": {"data": data}, "replay": {"replay": 100}}
+    settings["data"] = {"data": data, "data_share": 1.0}
     model, guide = gaussian_flow(MEAN, SCALE.log())
     objective = make(40, **settings[law])
     assert abs(objective.loss(model, guide)) < 1e-10
@@ -81,6 +77,24 @@ def test_value_and_gradient_on_weighted_data():
     truth = closed_gradient(lambda loc, log_scale: half_variance(loc, log_scale, *law))
     mean, error = repeat(200, lambda: gradient(objective, model, guide))
     assert ((mean - truth).abs() < widened * error).all()
+
+
+def test_replay_draws_from_the_target():
+    """Paths of several guides, each weighed for its own: the draws have the target's moments (4.5 s.e.), and backward
+    paths start from them once there are any."""
+    objective = pb.LogVariance(2000, replay=20_000)
+    for step in (0.0, 0.1, 0.2, 0.3):
+        model, guide = gaussian_flow(LOC + step, SCALE.log() + 0.4)
+        for _ in range(10):
+            objective.loss(model, guide)
+    assert len(objective.buffer) == 20_000
+    assert len(objective.last_paths.z) == 1000
+    rows = objective.buffer.rows
+    weights = (rows.log_weights - LOG_Z).exp()
+    assert abs(weights.mean() - 1) < SIGMAS * weights.std() / math.sqrt(20_000)
+    for f, truth in ((rows.points, MEAN), ((rows.points - MEAN).square(), SCALE.square())):
+        excess = weights.unsqueeze(-1) * (f - truth)
+        assert (excess.mean(0).abs() < SIGMAS * excess.std(0) / math.sqrt(20_000)).all()
 
 
 def langevin_behind(energy, dim):
@@ -282,7 +296,11 @@ def test_adaptive_scales_follow_own_paths():
         ({"num_particles": 1}, "num_particles >= 2, got 1"),
         ({"spread": 0.0}, "spread must be positive and finite, got 0.0"),
         ({"spread": math.inf}, "spread must be positive and finite, got inf"),
-        ({"data_share": 0.5}, r"data_share must lie in \[0, 1\], and above 0 only with data=, got 0.5"),
+        ({"data_share": 0.5}, r"data_share must lie in \[0, 1\], above 0 only with data= or replay=.*, got 0.5"),
+        ({"replay": 10, "data_share": 1.0}, "below 1 with replay=, got 1.0"),
+        ({"replay": 10, "data": torch.zeros(3, 2)}, "data= or from a replay=, not from both"),
+        ({"replay": 10, "spread": 1.5}, "spread=1.5 changes"),
+        ({"replay": 0}, "positive integer, got 0"),
         ({"data": torch.zeros(3, 2), "data_share": 1.5}, r"data_share must lie in \[0, 1\]"),
         (
             {"data": torch.zeros(3, 2), "log_weights": torch.zeros(3), "weight_power": -1.0},

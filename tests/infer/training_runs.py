@@ -51,7 +51,7 @@ def settings(name: str) -> dict[str, Any]:
             "data": pb.WeightedSamples(data, data[:, 0].double(), info={"z": data}),
         },
         "log_variance": {"objective": "log_variance", "data": pb.WeightedSamples(data, data[:, 0], info={"z": data})},
-        "trajectory_balance": {"objective": "trajectory_balance"},
+        "trajectory_balance": {"objective": pb.TrajectoryBalance(32, replay=150)},
         "alpha_2": {"objective": pb.Alpha2(32, capacity=150, num_rungs=2, num_leapfrog=2)},
         "alpha_2_paths": {"objective": pb.Alpha2(32, capacity=150, refresh_every=3)},
         "pyro_elbo": {"objective": Trace_ELBO(num_particles=8, vectorize_particles=True)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyro_boltzmann.guides import AutoStochasticFlow, WeightedPath
 from pyro_boltzmann.guides.path_ends import PathEnds, sample_ends, weigh_ends
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective, without_graph
+from pyro_boltzmann.infer.objectives.prioritized_buffer import PrioritizedBuffer
 from pyro_boltzmann.infer.objectives.weighted_data import WeightedData
 
 __all__ = ["LogVariance"]
@@ -35,9 +37,11 @@ class LogVariance(PathObjective):
     :param spread: of forward paths: multiplies the standard deviation of the base and of all Gaussian noise.
     :param data: unconstrained latents ``(n, latent_dim)`` from which backward paths start.
     :param log_weights: ``(n,)``, if the data are weighted draws.
-    :param data_share: share of the paths that run backwards from data; one half if there are data.
+    :param replay: instead of data, keep the end states of this many of the newest forward paths and start backward
+        paths from them, drawn by their weights; :func:`~pyro_boltzmann.fit` keeps them in its checkpoint.
+    :param data_share: share of the paths that run backwards; one half if there are data or a replay.
     :param weight_power: the data's weights are raised to this power.
-    :raises ValueError: for settings out of range, or a share of data that are not there.
+    :raises ValueError: for settings out of range, data and replay together, or a share of neither.
 
     Source: Richter, Boustati, Nuesken, Ruiz and Akyildiz, arXiv 2010.10436 (VarGrad); for paths,
     Richter and Berner, arXiv 2307.01198.
@@ -57,6 +61,7 @@ class LogVariance(PathObjective):
         spread: float = 1.0,
         data: Tensor | None = None,
         log_weights: Tensor | None = None,
+        replay: int | None = None,
         data_share: float | None = None,
         weight_power: float = 1.0,
     ) -> None:
@@ -65,12 +70,21 @@ class LogVariance(PathObjective):
         super().__init__(num_particles)
         if not 0 < spread < torch.inf:
             raise ValueError(f"spread must be positive and finite, got {spread}; 1 draws from the guide itself")
-        share = (0.0 if data is None else 0.5) if data_share is None else data_share
-        if not 0 <= share <= 1 or (share and data is None):
-            raise ValueError(f"data_share must lie in [0, 1], and above 0 only with data=, got {data_share}")
+        if spread != 1 and replay is not None:
+            raise ValueError(f"a replay weighs the guide's own paths, which spread={spread} changes; leave one out")
+        if data is not None and replay is not None:
+            raise ValueError("backward paths start from data= or from a replay=, not from both")
+        has_starts = data is not None or replay is not None
+        share = (0.5 if has_starts else 0.0) if data_share is None else data_share
+        if not 0 <= share <= 1 or (share and not has_starts) or (share == 1 and replay is not None):
+            raise ValueError(
+                "data_share must lie in [0, 1], above 0 only with data= or replay=, and below 1 with replay=, got "
+                f"{data_share}"
+            )
         self.spread = float(spread)
         self.weight_power = weight_power
         self._data = None if data is None else WeightedData(data, log_weights, weight_power)
+        self.buffer = None if replay is None else PrioritizedBuffer(replay)
         self._num_backward = round(share * num_particles)
         self.draws_from_guide = spread == 1 and self._num_backward < num_particles
 
@@ -80,7 +94,19 @@ class LogVariance(PathObjective):
             "spread": self.spread,
             "from_data": self._num_backward,
             "weight_power": self.weight_power,
+            "replay": None if self.buffer is None else self.buffer.capacity,
         }
+
+    def begin(self) -> None:
+        if self.buffer is not None:
+            self.buffer.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.buffer is None else self.buffer.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor], guide: Any) -> None:
+        if self.buffer is not None:
+            self.buffer.load_state({name: tensor.to(guide.base_loc.device) for name, tensor in tensors.items()})
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         log_weight = self._log_weights(self._flow(guide), *args, **kwargs)
@@ -93,17 +119,26 @@ class LogVariance(PathObjective):
         return self._reduce(log_weight)
 
     def _log_weights(self, guide: AutoStochasticFlow, *args: Any, **kwargs: Any) -> Tensor:
-        """Log weights ``(num_particles,)`` of paths with fixed ends, first those from data."""
+        """Log weights ``(num_particles,)`` of paths with fixed ends, first those that run backwards."""
         log_weights = []
-        if self._data is not None and self._num_backward:
-            backward = guide.reverse_paths(self._data.draw(self._num_backward), *args, **kwargs)
+        starts = self._starts(self._num_backward)
+        if starts is not None:
+            backward = guide.reverse_paths(starts, *args, **kwargs)
             self.last_paths = without_graph(backward)
             log_weights.append(-backward.energy.detach().double() - backward.log_q)
-        num_forward = self.num_particles - self._num_backward
+        num_forward = self.num_particles - (0 if starts is None else len(starts))
         if num_forward:
             ends = sample_ends(guide, num_forward, *args, spread=self.spread, **kwargs)
             log_weights.append(self._weigh(guide, ends, *args, **kwargs))
         return torch.cat(log_weights)
+
+    def _starts(self, count: int) -> Tensor | None:
+        """Where ``count`` backward paths start."""
+        if not count or (self.buffer is not None and not len(self.buffer)):
+            return None
+        if self.buffer is not None:
+            return self.buffer.draw(count)[1].points
+        return None if self._data is None else self._data.draw(count)
 
     def _weigh(self, guide: AutoStochasticFlow, ends: PathEnds, *args: Any, **kwargs: Any) -> Tensor:
         """Log weights of the ends; those of zero weight are not run backwards, where they could spoil the gradient."""
@@ -116,6 +151,8 @@ class LogVariance(PathObjective):
             log_weight, log_q = lost.index_put((alive,), log_weight), lost.index_put((alive,), log_q)
         z = ends.joint[..., : guide.get_transform().dim]
         self.last_paths = without_graph(WeightedPath(z, log_weight, log_q, ends.energy, paths.infos))
+        if self.buffer is not None:
+            self.buffer.add(z, self.last_paths.log_weight, self.last_paths.log_q)
         return log_weight
 
     def _reduce(self, log_weight: Tensor) -> Tensor:

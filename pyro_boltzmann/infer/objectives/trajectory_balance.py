@@ -58,6 +58,7 @@ class TrajectoryBalance(LogVariance):
         return [self._log_z]
 
     def begin(self) -> None:
+        super().begin()
         with torch.no_grad():
             self._log_z.fill_(self._start_log_z)
 
