@@ -20,11 +20,14 @@ from pyro_boltzmann.energies import (
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoStochasticFlow
 from pyro_boltzmann.infer import (
+    Alpha2,
     FitResult,
     ForwardKL,
+    LogVariance,
     Phase,
     Proposal,
     ReverseKL,
+    TrajectoryBalance,
     fit,
     importance_sample,
     parallel_tempering,
@@ -34,6 +37,7 @@ from pyro_boltzmann.infer import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alpha2",
     "AmortizedStochasticFlow",
     "AnnealedEnergy",
     "AnnealingLadder",
@@ -43,12 +47,14 @@ __all__ = [
     "FitResult",
     "ForwardKL",
     "LocalEnergy",
+    "LogVariance",
     "ModelEnergy",
     "NormalEnergy",
     "Phase",
     "Proposal",
     "ReverseKL",
     "TemperedEnergy",
+    "TrajectoryBalance",
     "WeightedSamples",
     "catalogue",
     "count_evaluations",

@@ -77,7 +77,7 @@ class AnnealedEnergy(nn.Module):
         return f"position={float(position):.4g}, learnable={isinstance(position, Tensor)}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AnnealedEnergy:
-        clone = AnnealedEnergy.__new__(AnnealedEnergy)
+        clone = type(self).__new__(type(self))
         nn.Module.__init__(clone)
         memo[id(self)] = clone
         clone._ends, clone._fixed, clone._rung = _copy_ends(self._ends, memo), self._fixed, self._rung

@@ -81,6 +81,11 @@ class EnergyMemo:
         """The memo of ``x[index]``, for a boolean mask or integer index over the (flat) batch."""
         return EnergyMemo({k: (v[index], None if g is None else g[index]) for k, (v, g) in self.entries.items()})
 
+    def only(self, energy: Energy | HeldEnergy) -> EnergyMemo:
+        """What is known of this energy alone."""
+        keys = [_key(e) for _, e in _components(energy)]
+        return EnergyMemo({key: self.entries[key] for key in keys if key in self.entries})
+
     def _component(self, energy: Energy, x: Tensor, *, gradient: bool) -> Entry:
         key = _key(energy)
         entry = self.entries.get(key)

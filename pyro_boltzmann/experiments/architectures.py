@@ -30,6 +30,13 @@ TEACHER_DRAWS = 10_000
 """Weighted draws of annealed importance sampling from which a flow learns where the modes are."""
 TEACHER_SECONDS = 30.0
 """A run given less time than this gets fewer lessons in proportion."""
+LESSON_POWER = 0.5
+"""The flow's first lesson uses the square roots of the weights: between what annealing visited and the target.
+
+A flow that learns from them visits small modes more often than the target does, so that its own draws, which are
+reweighted, know what those modes weigh. Learned straight from the target, a mode with 0.3 % of the mass is seen
+a hundred times in 50,000 draws, at the wrong places, and fades away.
+"""
 SELF_DRAWS = 50_000
 """Weighted draws of itself on which a flow is trained in the second half, so that it covers its own tails."""
 ENOUGH_ESS = 0.1
@@ -127,7 +134,8 @@ class Architecture:
                     Phase(eighth, reverse_kl=0.0, forward_kl=1.0),
                     Phase(eighth, reverse_kl=_reverse_weight(lessons), forward_kl=0.5),
                 ],
-                data=_softened(lessons),
+                data=lessons,
+                weight_power=LESSON_POWER,
                 seed=seed,
                 checkpoint=first_file,
                 max_seconds=0.0 if has_begun else half,
@@ -149,16 +157,6 @@ class Architecture:
         adapted = adapt_scales(guide, seed + 3)
         spent = [EvaluationCount(**one.evaluations["sample"]) for one in (lessons, draws)]
         return _join(first, second, sum([adapting, adapted], spent[0] + spent[1]), clock)
-
-
-def _softened(lessons: WeightedSamples) -> WeightedSamples:
-    """The draws with the square roots of their weights: between what annealing visited and the target.
-
-    A flow that learns from them visits small modes more often than the target does, so that its own draws, which are
-    reweighted, know what those modes weigh. Learned straight from the target, a mode with 0.3 % of the mass is seen
-    a hundred times in 50,000 draws, at the wrong places, and fades away.
-    """
-    return WeightedSamples(lessons.samples, 0.5 * lessons.log_weights, info=lessons.info)
 
 
 def _reverse_weight(draws: WeightedSamples) -> float:

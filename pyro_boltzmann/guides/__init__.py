@@ -3,5 +3,14 @@
 from pyro_boltzmann.guides.amortized_stochastic_flow import AmortizedStochasticFlow
 from pyro_boltzmann.guides.auto_stochastic_flow import AutoStochasticFlow, WeightedPath
 from pyro_boltzmann.guides.base import PathBase
+from pyro_boltzmann.guides.path_ends import PathEnds, sample_ends, weigh_ends
 
-__all__ = ["AmortizedStochasticFlow", "AutoStochasticFlow", "PathBase", "WeightedPath"]
+__all__ = [
+    "AmortizedStochasticFlow",
+    "AutoStochasticFlow",
+    "PathBase",
+    "PathEnds",
+    "WeightedPath",
+    "sample_ends",
+    "weigh_ends",
+]

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyro_boltzmann.exceptions import CheckpointError, OutputError
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.interrupt import deferred_interrupt
-from pyro_boltzmann.infer.objectives import ForwardKL
+from pyro_boltzmann.infer.objectives import ForwardKL, PathObjective, named_objective
 from pyro_boltzmann.infer.phase import Phase, plan_phases
 from pyro_boltzmann.infer.preparation import prepare_guide
 from pyro_boltzmann.infer.randomness import kept_generators, seeded
@@ -40,6 +41,7 @@ def fit(
     num_steps: int | None = None,
     num_particles: int = 256,
     data: Tensor | WeightedSamples | None = None,
+    weight_power: float = 1.0,
     learning_rate: float = 1e-3,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     schedule: str = "constant",
@@ -69,10 +71,16 @@ def fit(
     :param guide: an :class:`~pyro_boltzmann.AutoStochasticFlow`, or any module guide for ``"reverse_kl"``.
     :param args: the model's arguments, like ``kwargs``.
     :param objective: ``"reverse_kl"`` (Pyro's ``Trace_ELBO``), ``"forward_kl"`` (maximum likelihood on ``data`` through
-        the inverse path), a list of :class:`Phase`, or any Pyro ELBO (which brings its own number of particles).
+        the inverse path), ``"log_variance"`` or ``"trajectory_balance"`` (equal weights on the guide's own paths, or
+        half of them on backward paths from ``data``), ``"alpha_2"`` (the divergence that covers modes, on annealed
+        draws of a replay buffer), a list of :class:`Phase`, or any Pyro ELBO, among them :class:`LogVariance`,
+        :class:`TrajectoryBalance` and :class:`Alpha2` with settings of their own (an ELBO object brings its own number
+        of particles).
     :param num_steps: updates; 1000 unless given by phases.
     :param num_particles: paths (and data) per update.
     :param data: unconstrained latents ``(n, latent_dim)``, or weighted draws.
+    :param weight_power: raise the weights of weighted draws to this power: 1/2 shows small modes more often than the
+        target does.
     :param learning_rate: of Adam, unless ``optimizer`` builds another optimiser from the parameters.
     :param schedule: ``"constant"`` or ``"cosine"`` (decay to 1 % over the steps asked for).
     :param clip_norm: clip the norm of the gradient; ``None`` for no clipping.
@@ -113,12 +121,16 @@ def fit(
         raise ValueError(
             "forward KL needs data: pass data= with unconstrained latents (n, latent_dim) or weighted draws"
         )
-    recipe = Recipe(phases, elbo, num_particles, schedule, clip_norm, adapt_rate, seed)
+    if weight_power != 1 and not isinstance(data, WeightedSamples):
+        raise ValueError(f"weight_power={weight_power} needs weighted draws: pass data= as WeightedSamples")
+    recipe = Recipe(phases, elbo, num_particles, schedule, clip_norm, adapt_rate, seed, weight_power)
     prepare_guide(guide, args, kwargs, seed)
     with seeded(seed):
-        trained = _trainable(guide)
-        built = optimizer(trained) if optimizer is not None else torch.optim.Adam(trained, lr=learning_rate)
-        forward = None if data is None else ForwardKL(*_latents(data, model, args, kwargs), num_particles)
+        z, log_weights = (None, None) if data is None else _latents(data, model, args, kwargs)
+        if isinstance(objective, str):
+            recipe = replace(recipe, elbo=named_objective(objective, num_particles, z, log_weights, weight_power))
+        built = _build_optimizer(guide, recipe.elbo, optimizer, learning_rate)
+        forward = None if z is None else ForwardKL(z, log_weights, num_particles, weight_power=weight_power)
         run = TrainingRun(model, guide, args, kwargs, recipe, built, forward)
         file = None if checkpoint is None else Path(checkpoint)
         if file is not None and resume and file.exists():
@@ -189,7 +201,7 @@ def _train(
             _save_after(error, run, file)
             raise
         finally:
-            _forget_graphs(run.guide)
+            _forget_graphs(run)
     run.tick()
     _save(run, file)
 
@@ -231,6 +243,22 @@ def _resume(run: TrainingRun, file: Path) -> None:
         ) from error
 
 
+def _build_optimizer(
+    guide: nn.Module,
+    elbo: ELBO | None,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
+    learning_rate: float,
+) -> torch.optim.Optimizer:
+    trained = _trainable(guide)
+    extra = elbo.parameters() if isinstance(elbo, PathObjective) else []
+    if optimizer is not None:
+        return optimizer([*trained, *extra])
+    if not extra:
+        return torch.optim.Adam(trained, lr=learning_rate)
+    groups: list[dict[str, Any]] = [{"params": trained}, {"params": extra, "lr": 10 * learning_rate}]
+    return torch.optim.Adam(groups, lr=learning_rate)
+
+
 def _trainable(guide: nn.Module) -> list[nn.Parameter]:
     trained = [p for p in guide.parameters() if p.requires_grad]
     if trained:
@@ -257,7 +285,8 @@ def _latents(
     return z, data.log_weights
 
 
-def _forget_graphs(guide: nn.Module) -> None:
-    guide.zero_grad(set_to_none=True)
-    if isinstance(guide, AutoStochasticFlow):
-        guide.get_transform().clear_cache()
+def _forget_graphs(run: TrainingRun) -> None:
+    run.optimizer.zero_grad(set_to_none=True)
+    run.guide.zero_grad(set_to_none=True)
+    if isinstance(run.guide, AutoStochasticFlow):
+        run.guide.get_transform().clear_cache()

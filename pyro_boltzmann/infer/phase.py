@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from pyro.infer.elbo import ELBO
 
+from pyro_boltzmann.infer.objectives.named import OBJECTIVE_NAMES
+
 __all__ = ["Phase", "plan_phases"]
 
 
@@ -46,7 +48,7 @@ class Phase:
 def plan_phases(
     objective: str | Sequence[Phase] | ELBO, num_steps: int | None
 ) -> tuple[tuple[Phase, ...], ELBO | None]:
-    """The phases of a run, and the ELBO that takes the place of their objectives, if one was given.
+    """The phases of a run, and the ELBO that takes the place of their objectives, if one was given as an object.
 
     :raises ValueError: if the objective is none, or the number of steps is given twice or is not positive.
     """
@@ -56,13 +58,14 @@ def plan_phases(
     if isinstance(objective, ELBO):
         return (Phase(steps),), objective
     named = {"reverse_kl": (1.0, 0.0), "forward_kl": (0.0, 1.0)}
-    if isinstance(objective, str) and objective in named:
-        return (Phase(steps, *named[objective]),), None
+    if isinstance(objective, str) and objective in OBJECTIVE_NAMES:
+        return (Phase(steps, *named.get(objective, (1.0, 0.0))),), None
     phases: tuple[Phase, ...] = tuple(objective) if isinstance(objective, list | tuple) else ()
     if not phases or not all(isinstance(phase, Phase) for phase in phases):
+        names = ", ".join(f'"{name}"' for name in OBJECTIVE_NAMES)
         raise ValueError(
-            'objective must be "reverse_kl", "forward_kl", a non-empty list of Phase(num_steps, reverse_kl, '
-            f"forward_kl) or an instance of a Pyro ELBO, got {objective!r}"
+            f"objective must be {names}, a non-empty list of "
+            f"Phase(num_steps, reverse_kl, forward_kl) or an instance of a Pyro ELBO, got {objective!r}"
         )
     total = sum(phase.num_steps for phase in phases)
     if num_steps not in (None, total):

@@ -23,6 +23,7 @@ class Recipe:
     clip_norm: float | None
     adapt_rate: float
     seed: int | None
+    weight_power: float = 1.0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 from pyro_boltzmann.diagnostics.weights import kish_ess
@@ -36,10 +37,10 @@ PATIENCE = 100
 class TrainingRun:
     """Everything that an update changes.
 
-    Only two things change before an update is certain to succeed: the random generators, and buffers that a flow
-    updates while it runs (as batch normalisation does). Both are copied after each completed update by :meth:`mark`, so
-    that
-    :meth:`state` is always that of a completed update, even when it is asked for because an update failed half-way.
+    Only three things change before an update is certain to succeed: the random generators, buffers that a flow updates
+    while it runs (as batch normalisation does), and what an objective remembers. They are set aside after each
+    completed update by :meth:`mark`, so that :meth:`state` is always that of a completed update, even when it is asked
+    for because an update failed half-way.
 
     :ivar is_whole: false from the moment when parameters are moved until :meth:`mark`: then there is no state worth
         saving.
@@ -58,6 +59,10 @@ class TrainingRun:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
         self.recipe, self.optimizer, self.forward = recipe, optimizer, forward
         self.reverse = ReverseKL(recipe.num_particles)
+        self.own = recipe.elbo if isinstance(recipe.elbo, PathObjective) else None
+        if self.own is not None:
+            self.own.begin()
+        self.marked_objective: dict[str, Tensor] = {}
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.devices = cuda_devices(guide)
@@ -85,7 +90,9 @@ class TrainingRun:
             if recipe.schedule != "constant":
                 group["lr"] = rate * recipe.rate_factor(result.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        self.reverse.last_paths, self.reverse.left_out = None, False
+        for objective in (self.reverse, self.own):
+            if objective is not None:
+                objective.last_paths, objective.left_out = None, False
         with count_evaluations() as count:
             loss = self._backward(phase)
         self._count_programs(count)
@@ -135,13 +142,17 @@ class TrainingRun:
             count.values = max(count.values, elbo.num_particles)
             count.gradients = max(count.gradients, elbo.num_particles)
 
-    def _reverse_objective(self) -> PathObjective:
-        """The objective whose paths are drawn from the guide."""
-        elbo = self.recipe.elbo
-        return elbo if isinstance(elbo, ReverseKL) else self.reverse
+    def _energy_objective(self) -> PathObjective:
+        """The objective that evaluates the energy at the ends of its paths."""
+        return self.reverse if self.own is None or isinstance(self.own, ForwardKL) else self.own
+
+    def _forward_paths(self) -> WeightedPath | None:
+        """Paths that the last update drew from the law of the guide."""
+        objective = self._energy_objective()
+        return objective.last_paths if objective.draws_from_guide else None
 
     def _count_nonfinite(self) -> int:
-        objective = self._reverse_objective()
+        objective = self._energy_objective()
         if not objective.left_out or objective.last_paths is None:
             return 0
         reached = objective.last_paths.z.isfinite().all(-1)
@@ -158,8 +169,10 @@ class TrainingRun:
 
     def _refuse_unbounded(self, loss: float, phase: Phase) -> None:
         elbo = -loss
-        if self.recipe.elbo is None and phase.forward_kl:  # a mixture: the ELBO of its paths, or of the last row
-            paths, rows = self.reverse.last_paths, self.result.history.get("elbo", [])
+        is_mixture = self.recipe.elbo is None and bool(phase.forward_kl)
+        if is_mixture or (self._energy_objective() is not self.reverse and not isinstance(self.own, ReverseKL)):
+            # The loss is no ELBO: take that of its paths, or of the last row.
+            paths, rows = self._forward_paths(), self.result.history.get("elbo", [])
             elbo = float(paths.log_weight.mean()) if paths is not None else rows[-1] if rows else math.nan
         if not math.isfinite(elbo):
             return
@@ -173,7 +186,7 @@ class TrainingRun:
             )
 
     def _adapt(self, phase: Phase) -> None:
-        objective = self._reverse_objective()
+        objective = self._energy_objective()
         if objective.last_paths is None and phase.forward_kl and self.forward is not None:
             objective = self.forward
         if objective.last_paths is None or not isinstance(self.guide, AutoStochasticFlow):
@@ -190,12 +203,13 @@ class TrainingRun:
         result, loss = self.result, row["loss"]
         phase = self.recipe.phase(result.steps - 1)
         elbo, ess = math.nan, math.nan
-        paths = self._reverse_objective().last_paths
+        paths = self._forward_paths()
+        is_elbo = not phase.forward_kl if self.recipe.elbo is None else isinstance(self.own, ReverseKL | None)
         if paths is not None:
             elbo, ess = _elbo_and_ess(paths)
-        elif not isinstance(self.recipe.elbo, ForwardKL) and (self.recipe.elbo is not None or not phase.forward_kl):
+        elif is_elbo:
             elbo = -loss
-        elif self.recipe.elbo is None and isinstance(self.guide, AutoStochasticFlow):
+        elif isinstance(self.guide, AutoStochasticFlow) and not isinstance(self.own, ForwardKL):
             elbo, ess = self._look_forward(self.guide)
         evaluations, seconds = result.spent, result.seconds
         result.record(step=result.steps, elbo=elbo, ess=ess, evaluations=evaluations, seconds=seconds, **row)
@@ -220,6 +234,8 @@ class TrainingRun:
         self.generators = generator_states(self.devices)
         if self.buffers:
             torch._foreach_copy_(list(self.marked_buffers.values()), list(self.buffers.values()))
+        if self.own is not None:
+            self.marked_objective = self.own.state()
         self.is_whole = True
 
     # Checkpoints -------------------------------------------------------------------------------------------------
@@ -231,7 +247,7 @@ class TrainingRun:
             "guide": {name: [list(t.shape), str(t.dtype)] for name, t in self.guide.state_dict().items()},
             "target": getattr(energy, "target_hash", None),
             "objective": [[p.reverse_kl, p.forward_kl] for p in self.recipe.phases],
-            "elbo": None if self.recipe.elbo is None else type(self.recipe.elbo).__name__,
+            "elbo": None if self.recipe.elbo is None else self._described_elbo(self.recipe.elbo),
             "optimizer": type(self.optimizer).__name__,
             "learning_rate": [float(rate) for rate in self.base_rates],
             **{
@@ -239,14 +255,24 @@ class TrainingRun:
                 for name in ("num_particles", "schedule", "clip_norm", "adapt_rate", "seed")
             },
         }
+        if self.recipe.weight_power != 1:
+            described["weight_power"] = self.recipe.weight_power
         plain: dict[str, Any] = json.loads(json.dumps(described))
         return plain
+
+    @staticmethod
+    def _described_elbo(elbo: ELBO) -> Any:
+        name, settings = type(elbo).__name__, elbo.settings() if isinstance(elbo, PathObjective) else {}
+        return [name, settings] if settings else name
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The run after its last completed update, for :func:`~pyro_boltzmann.infer.save_checkpoint`."""
         guide = {name: self.marked_buffers.get(name, tensor) for name, tensor in self.guide.state_dict().items()}
         tensors = {f"guide.{name}": tensor for name, tensor in guide.items()}
         tensors |= {f"rng.{name}": state for name, state in self.generators.items()}
+        tensors |= {f"objective.state.{name}": tensor for name, tensor in self.marked_objective.items()}
+        parameters = [] if self.own is None else self.own.parameters()
+        tensors |= {f"objective.parameter.{index}": tensor for index, tensor in enumerate(parameters)}
         history = self.result.history
         tensors |= {f"history.{name}": torch.tensor(column, dtype=torch.float64) for name, column in history.items()}
         optimizer_tensors, optimizer = pack_optimizer(self.optimizer)
@@ -263,6 +289,11 @@ class TrainingRun:
         """
         _check_same_run(metadata.get("description"), self.description(), where)
         self.guide.load_state_dict(_named(tensors, "guide."))
+        if self.own is not None:
+            self.own.load_state(_named(tensors, "objective.state."), self.guide)
+            with torch.no_grad():
+                for index, parameter in enumerate(self.own.parameters()):
+                    parameter.copy_(tensors[f"objective.parameter.{index}"])
         unpack_optimizer(self.optimizer, tensors, metadata["optimizer"])
         restore_generators(_named(tensors, "rng."), self.devices)
         stored = dict(metadata["result"])

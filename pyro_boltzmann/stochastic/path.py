@@ -115,16 +115,23 @@ class PathTransform(FusedTransform):
     # The bijection -----------------------------------------------------------------------------------------------
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(x, inverse=False)
+        return self.run(x)[:2]
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(y, inverse=True)
+        return self.run(y, inverse=True)[:2]
 
-    def _run(self, joint: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    def run(
+        self, joint: Tensor, memo: EnergyMemo | None = None, *, inverse: bool = False
+    ) -> tuple[Tensor, Tensor, EnergyMemo]:
+        """The bijection (or its inverse) on ``(*batch, width)``, with the log-determinant of the map applied.
+
+        :param memo: what is known about energies at the state that the run starts from.
+        :return: ``(joint, ladj, memo)``, the memo at the state where the run ends.
+        """
         self.check_width(joint)
         x, noise = joint[..., : self.dim], list(joint[..., self.dim :].split(self._slots, -1))
         ladj = joint.new_zeros(joint.shape[:-1])
-        memo = EnergyMemo()
+        memo = EnergyMemo() if memo is None else memo
         directed = self._directed()
         infos: list[BlockInfo | None] = [None] * len(directed)
         for position in reversed(range(len(directed))) if inverse else range(len(directed)):
@@ -137,7 +144,7 @@ class PathTransform(FusedTransform):
                 x, block_ladj = self._flow(block, x, inverse=backwards != inverse)
                 ladj, memo = ladj + block_ladj, EnergyMemo()
         self.infos = tuple(infos)
-        return torch.cat([x, *noise], -1), ladj
+        return torch.cat([x, *noise], -1), ladj, memo
 
     def _flow(self, block: Any, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         y, ladj = (inverse_and_ladj if inverse else call_and_ladj)(block, x)

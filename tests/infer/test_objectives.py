@@ -297,6 +297,58 @@ def test_weighted_data_are_resampled_data():
     assert ((frequency - weights).abs() <= SIGMAS * (weights * (1 - weights) / 200_000).sqrt()).all()
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_softened_weights(power):
+    """Minibatches have the frequencies of the weights to a power; zero stays zero, even to the power of zero (4.5
+    s.e.)."""
+    data = torch.arange(5.0).unsqueeze(-1)
+    weights = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3])
+    counts = pb.ForwardKL(data, weights.log() + 700, num_particles=200_000, weight_power=power)._minibatch()
+    frequency = counts.flatten().long().bincount(minlength=5) / 200_000
+    expected = torch.where(weights > 0, weights**power, 0.0)
+    expected = expected / expected.sum()
+    assert frequency[0] == frequency[2] == 0
+    assert ((frequency - expected).abs() <= SIGMAS * (expected * (1 - expected) / 200_000).sqrt()).all()
+
+
+def test_any_weighted_draws_teach():
+    """Draws as resamplers leave them: copies of one ancestor, weights of zero with unusable rows, latents apart from
+    the sites. Copies count as often as they are there: the loss is that of the distinct rows with added weights."""
+    z = torch.tensor([[0.5, 1.0], [0.5, 1.0], [math.nan, 0.0], [2.0, -1.0]], dtype=torch.float64)
+    log_weights = torch.tensor([0.2, 0.1, -math.inf, 0.7], dtype=torch.float64).where(~z.isnan().any(-1), -torch.inf)
+    teacher = pb.WeightedSamples({"site": z[:, 0]}, log_weights, info={"z": z})
+    model, guide = gaussian_flow()
+    result = pb.fit(
+        model, guide, objective="forward_kl", data=teacher, num_steps=1, num_particles=400_000, progress=False
+    )
+    model, guide = gaussian_flow()
+    rows = z[[0, 3]]
+    weights = torch.stack([log_weights[:2].exp().sum(), log_weights[3].exp()])
+    with torch.no_grad():
+        losses = -guide.reverse_paths(rows, with_energy=False).log_q
+    share = weights / weights.sum()
+    mean = (share * losses).sum()
+    error = ((share * (losses - mean).square()).sum() / 400_000).sqrt()
+    assert abs(result.history["loss"][0] - mean) < SIGMAS * error
+
+
+def test_fit_softens_weights():
+    """The same run, bit for bit, as with the square roots of the weights."""
+    z = torch.randn(300, 2, dtype=torch.float64)
+    log_weights = torch.randn(300, dtype=torch.float64)
+    log_weights[:5] = -torch.inf
+    runs = []
+    for weights, power in ((log_weights, 0.5), (0.5 * log_weights, 1.0)):
+        model, guide = gaussian_flow()
+        data = pb.WeightedSamples(z, weights, info={"z": z})
+        run = {"num_steps": 5, "num_particles": 50, "seed": 0, "progress": False}
+        pb.fit(model, guide, objective="forward_kl", data=data, weight_power=power, **run)
+        runs.append(torch.cat([p.detach() for p in guide.parameters()]))
+    assert torch.equal(*runs)
+    with pytest.raises(ValueError, match=r"weight_power=0.5 needs weighted draws: pass data= as WeightedSamples"):
+        pb.fit(model, guide, objective="forward_kl", data=z, weight_power=0.5, **run)
+
+
 def test_weighted_loss_equals_resampled_loss():
     model, guide = gaussian_flow()
     draws = torch.randn(50_000, 2, dtype=torch.float64) * 2

@@ -108,6 +108,24 @@ def test_callback_that_raises(name, tmp_path):
     assert_same(resumed(name, file), unbroken(name))
 
 
+@pytest.mark.parametrize("name", ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths"])
+def test_energy_that_fails_in_an_update(name, tmp_path):
+    """What the objective had already remembered of the failed update is not in the checkpoint."""
+    file, calls = tmp_path / "run.safetensors", []
+
+    def energy(x):
+        calls.append(x)
+        if len(calls) == 50:
+            raise Stop
+        return two_wells(x)
+
+    model, guide = build(name, energy)
+    with pytest.raises(Stop):
+        pb.fit(model, guide, checkpoint=file, **settings(name))
+    assert load_checkpoint(file)[1]["result"]["steps"] < STEPS
+    assert_same(resumed(name, file), unbroken(name))
+
+
 @pytest.mark.parametrize("name", ["constant", "phases"])
 def test_interrupt_finishes_the_update(name, tmp_path, default_sigint, monkeypatch):
     """The signal arrives inside the energy: the update is finished, saved, and only then interrupted."""
@@ -292,6 +310,23 @@ def test_checkpoint_of_another_run_is_refused(changes, what, tmp_path):
     with pytest.raises(CheckpointError, match=rf"belongs to another run \({what}\).*resume=False"):
         resumed("constant", file, num_steps=2, **changes)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("alpha_2", {"objective": pb.Alpha2(32, capacity=99)}, "elbo was .*'capacity': 150.*, now .*'capacity': 99"),
+        ("log_variance", {"objective": "trajectory_balance"}, r"elbo was \['LogVariance'.*, now \['TrajectoryBalance'"),
+        ("log_variance", {"weight_power": 0.5}, "'weight_power': 0.5"),
+        ("phases", {"weight_power": 0.5}, "weight_power was None, now 0.5"),
+    ],
+)
+def test_checkpoint_of_another_objective_is_refused(name, changes, what, tmp_path):
+    file = tmp_path / "run.safetensors"
+    first = {"num_steps": 2} if name != "phases" else {}
+    resumed(name, file, **first)
+    with pytest.raises(CheckpointError, match=rf"belongs to another run \(.*{what}"):
+        resumed(name, file, **(first | changes))
 
 
 def test_checkpoint_of_another_target_or_guide_is_refused(tmp_path):

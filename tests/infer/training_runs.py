@@ -23,6 +23,7 @@ from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, Ran
 
 STEPS = 40
 NAMES = ["constant", "cosine", "forward", "phases", "score", "pyro_guide", "pyro_elbo"]
+NAMES += ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths"]
 
 _centre = torch.tensor([[-2.0, 0.0], [2.0, 1.0]])
 
@@ -49,6 +50,10 @@ def settings(name: str) -> dict[str, Any]:
             "objective": [pb.Phase(half, 0.5, 0.5), pb.Phase(half, 0, 1)],
             "data": pb.WeightedSamples(data, data[:, 0].double(), info={"z": data}),
         },
+        "log_variance": {"objective": "log_variance", "data": pb.WeightedSamples(data, data[:, 0], info={"z": data})},
+        "trajectory_balance": {"objective": pb.TrajectoryBalance(32, replay=150)},
+        "alpha_2": {"objective": pb.Alpha2(32, capacity=150, num_rungs=2, num_leapfrog=2)},
+        "alpha_2_paths": {"objective": pb.Alpha2(32, capacity=150, refresh_every=3)},
         "pyro_elbo": {"objective": Trace_ELBO(num_particles=8, vectorize_particles=True)},
     }
     chosen = special.get(name, {})
@@ -66,6 +71,8 @@ def build(name: str, energy: Any = two_wells) -> tuple[Any, Any]:
         return model, AutoDiagonalNormal(model)
 
     def blocks(energy: Any, dim: int) -> list[Any]:
+        if name == "alpha_2":
+            return [T.affine_coupling(dim, hidden_dims=[8])]
         annealed = pb.AnnealedEnergy(pb.NormalEnergy(), energy, 0.5, learnable=True)
         if name == "score":
             walk = RandomWalkTransform(dim, 0.5, num_steps=2, learnable=True)

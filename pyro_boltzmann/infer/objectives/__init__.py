@@ -1,0 +1,24 @@
+"""Training objectives as Pyro ELBO objects."""
+
+from pyro_boltzmann.infer.objectives.alpha2 import Alpha2
+from pyro_boltzmann.infer.objectives.forward_kl import ForwardKL
+from pyro_boltzmann.infer.objectives.log_variance import LogVariance
+from pyro_boltzmann.infer.objectives.named import OBJECTIVE_NAMES, named_objective
+from pyro_boltzmann.infer.objectives.path_objective import PathObjective
+from pyro_boltzmann.infer.objectives.plates import learn_plates
+from pyro_boltzmann.infer.objectives.prioritized_buffer import PrioritizedBuffer
+from pyro_boltzmann.infer.objectives.reverse_kl import ReverseKL
+from pyro_boltzmann.infer.objectives.trajectory_balance import TrajectoryBalance
+
+__all__ = [
+    "OBJECTIVE_NAMES",
+    "Alpha2",
+    "ForwardKL",
+    "LogVariance",
+    "PathObjective",
+    "PrioritizedBuffer",
+    "ReverseKL",
+    "TrajectoryBalance",
+    "learn_plates",
+    "named_objective",
+]
