@@ -26,7 +26,7 @@ class ManyWell(Target):
     The modes are too many to count one by one: compare the mean of :meth:`well_assignment` with
     :attr:`right_well_probability` in each of the :math:`n` wells.
 
-    :param num_copies: :math:`n`; 16 gives ManyWell-32.
+    :param num_copies: :math:`n`; 16 gives ManyWell-32, 32 gives ManyWell-64.
 
     Source: Midgley et al., Flow Annealed Importance Sampling Bootstrap (2023), arXiv 2208.01893, appendix.
 
