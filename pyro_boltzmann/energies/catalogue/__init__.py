@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from pyro_boltzmann.energies.catalogue.breast_cancer import BreastCancer
+from pyro_boltzmann.energies.catalogue.brownian import Brownian
+from pyro_boltzmann.energies.catalogue.closed_form import ClosedForm
 from pyro_boltzmann.energies.catalogue.contract import TargetContract
 from pyro_boltzmann.energies.catalogue.double_well import DoubleWell
 from pyro_boltzmann.energies.catalogue.double_well_particles import DW2, DW4, DoubleWellParticles
@@ -24,13 +27,17 @@ from pyro_boltzmann.energies.catalogue.posteriors import (
     logistic_regression,
 )
 from pyro_boltzmann.energies.catalogue.registry import Catalogue, UnknownTargetError
+from pyro_boltzmann.energies.catalogue.seeds import Seeds
 from pyro_boltzmann.energies.catalogue.target import Target, TruthUnavailableError
 
 __all__ = [
     "DW2",
     "DW4",
     "GMM40",
+    "BreastCancer",
+    "Brownian",
     "Catalogue",
+    "ClosedForm",
     "DoubleWell",
     "DoubleWellParticles",
     "Funnel",
@@ -41,6 +48,7 @@ __all__ = [
     "PairTarget",
     "ParticleTarget",
     "PosteriorTarget",
+    "Seeds",
     "Target",
     "TargetContract",
     "TruthUnavailableError",

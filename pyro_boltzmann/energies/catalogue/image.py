@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.energies.catalogue.closed_form import ClosedForm
 from pyro_boltzmann.energies.catalogue.picture import (
     FLAMES,
     PIXELS,
@@ -35,7 +36,7 @@ LOG_Z = 2.376253710899
 MEAN_ENERGY = 0.527254238639
 
 
-class ImageDensity(Target):
+class ImageDensity(ClosedForm, Target):
     r"""The density of a picture in :math:`[-3.5, 3.5]^2`, dark where there is much probability.
 
     From a grey picture :math:`I` (0 black, 1 white; see :func:`draw_picture`) and Gaussian filters :math:`G_s` of
@@ -43,8 +44,8 @@ class ImageDensity(Target):
 
     .. math:: V = 1 - G_3(I) + 0.01\, (G_{10} + G_{20} + G_{50})(I),
 
-    divided by its maximum. The density is their bilinear interpolation between the centres of the pixels, which is a sum
-    of products of hat functions :math:`\varphi` of the two coordinates, and so is all that follows from it:
+    divided by its maximum. The density is their bilinear interpolation between the centres of pixels: a sum of
+    products of hat functions :math:`\varphi` of the two coordinates.
 
     .. math:: e^{-u(x, y)} = \sum_{ij} V_{ij}\, \varphi_i(x)\, \varphi_j(y)
 
@@ -100,22 +101,14 @@ class ImageDensity(Target):
         density = torch.lerp(torch.lerp(low[0], high[0], s), torch.lerp(low[1], high[1], s), t)
         return (0.5 / MARGIN**2) * outside.square().sum(-1) - density.log()
 
-    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`u(x)` and :math:`\nabla u(x)`: in closed form, or by autograd where ``x`` is part of a graph.
-
-        On a kink between pixels it is the gradient on the side of larger coordinates.
-        """
-        if torch.is_grad_enabled() and x.requires_grad:
-            u = self(x)
-            return u, torch.autograd.grad(u.sum(), x, create_graph=True)[0]
-        with torch.no_grad():
-            (low, high), (s, t), outside = self._locate(x)
-            below, above = torch.lerp(low[0], high[0], s), torch.lerp(low[1], high[1], s)
-            density = torch.lerp(below, above, t)
-            u = (0.5 / MARGIN**2) * outside.square().sum(-1) - density.log()
-            slope = torch.stack([torch.lerp(high[0] - low[0], high[1] - low[1], t), above - below], -1)
-            slope = slope * (-PIXELS_PER_UNIT / density).unsqueeze(-1)
-            return u, torch.where(outside == 0.0, slope, outside / MARGIN**2)
+    def closed_form(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (low, high), (s, t), outside = self._locate(x)
+        below, above = torch.lerp(low[0], high[0], s), torch.lerp(low[1], high[1], s)
+        density = torch.lerp(below, above, t)
+        u = (0.5 / MARGIN**2) * outside.square().sum(-1) - density.log()
+        slope = torch.stack([torch.lerp(high[0] - low[0], high[1] - low[1], t), above - below], -1)
+        slope = slope * (-PIXELS_PER_UNIT / density).unsqueeze(-1)
+        return u, torch.where(outside == 0.0, slope, outside / MARGIN**2)
 
     def bin_probabilities(self, num_bins: int) -> Tensor:
         """Exact probabilities of ``num_bins`` times ``num_bins`` equal bins of the square, in float64.

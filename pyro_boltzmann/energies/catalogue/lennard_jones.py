@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.catalogue.particles import PairTarget
@@ -39,6 +38,7 @@ class LennardJones(PairTarget):
     Sources: Koehler, Klein and Noe, Equivariant Flows (2020), arXiv 2006.02425, section 6; Akhound-Sadegh et al.,
     Iterated Denoising Energy Matching (2024), arXiv 2402.06121, appendix.
 
+    >>> import torch
     >>> target = LennardJones(2)
     >>> pair = torch.tensor([[[0.0, 0.0, 0.5], [0.0, 0.0, -0.5]]])  # r = 1: -c, and 1/4 of the trap
     >>> target.energy(target.from_particles(pair))

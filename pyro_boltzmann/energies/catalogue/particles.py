@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.energies.catalogue.closed_form import ClosedForm, keeps_graph
 from pyro_boltzmann.energies.catalogue.target import Target
 from pyro_boltzmann.energies.columns import by_columns
 
@@ -52,11 +53,11 @@ class ParticleTarget(Target):
         return self.basis.to_particles(x)
 
     def from_particles(self, particles: Tensor) -> Tensor:
-        """Helmert coordinates ``(*batch, (N - 1) D)`` of positions ``(*batch, N, D)``; the centre of mass is dropped."""
+        """Helmert coordinates ``(*batch, (N - 1) D)`` of positions ``(*batch, N, D)``, whatever their centre."""
         return self.basis.to_coordinates(particles)
 
 
-class PairTarget(ParticleTarget):
+class PairTarget(ClosedForm, ParticleTarget):
     r"""Particles with an energy in every pair distance, each pair counted once, and perhaps a common harmonic trap:
 
     .. math::
@@ -110,23 +111,15 @@ class PairTarget(ParticleTarget):
     def __call__(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.dim)
         # With a graph everything is kept anyway, so nothing is gained by going in parts.
-        parts = (flat,) if _keeps_graph(x) else flat.split(self._rows())
+        parts = (flat,) if keeps_graph(x) else flat.split(self._rows())
         return _join([self._energy(part) for part in parts]).reshape(x.shape[:-1])
 
-    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`u(x)` and :math:`\nabla u(x)`, of shapes ``(*batch)`` and ``(*batch, dim)``.
-
-        In closed form, unless ``x`` is part of a graph: then by autograd, differentiable once more.
-        """
-        if _keeps_graph(x):
-            u = self(x)
-            return u, torch.autograd.grad(u.sum(), x, create_graph=True)[0]
-        with torch.no_grad():
-            parts = [self._energy_and_gradient(part) for part in x.reshape(-1, self.dim).split(self._rows())]
-            u, columns = (_join(each) for each in zip(*parts, strict=True))
-            gradient = columns.mT.reshape(x.shape)
-            # States that come stored by columns get forces stored alike.
-            return u.reshape(x.shape[:-1]), gradient.contiguous() if x.is_contiguous() else by_columns(gradient)
+    def closed_form(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self._energy_and_gradient(part) for part in x.reshape(-1, self.dim).split(self._rows())]
+        u, columns = (_join(each) for each in zip(*parts, strict=True))
+        gradient = columns.mT.reshape(x.shape)
+        # States that come stored by columns get forces stored alike.
+        return u.reshape(x.shape[:-1]), gradient.contiguous() if x.is_contiguous() else by_columns(gradient)
 
     def _rows(self) -> int:
         """How many configurations are evaluated at once."""
@@ -152,10 +145,6 @@ class PairTarget(ParticleTarget):
             u.add_(flat.square().sum(-1), alpha=0.5 * self.trap)
             gradient.add_(flat.mT, alpha=self.trap)
         return u, gradient
-
-
-def _keeps_graph(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ def _draw_stroke(
     columns = slice(_pixel(low[0]), _pixel(high[0]) + 1)
     rows = slice(_pixel(-high[1]), _pixel(-low[1]) + 1)
     x, y, part = x[rows, columns], y[rows, columns], picture[rows, columns]
-    for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
+    for (x0, y0), (x1, y1) in pairwise(points):
         dx, dy = x1 - x0, y1 - y0
         along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy), 0.0, 1.0)
         part[np.hypot(x - x0 - along * dx, y - y0 - along * dy) < STROKE_RADIUS] = 0.0

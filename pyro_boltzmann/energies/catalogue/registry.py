@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+from pyro_boltzmann.energies.catalogue.breast_cancer import BreastCancer
+from pyro_boltzmann.energies.catalogue.brownian import Brownian
 from pyro_boltzmann.energies.catalogue.double_well import DoubleWell
 from pyro_boltzmann.energies.catalogue.double_well_particles import DW2, DW4
 from pyro_boltzmann.energies.catalogue.funnel import Funnel
@@ -19,6 +21,7 @@ from pyro_boltzmann.energies.catalogue.posterior_targets import (
     eight_schools_target,
     logistic_regression_target,
 )
+from pyro_boltzmann.energies.catalogue.seeds import Seeds
 from pyro_boltzmann.energies.catalogue.target import Target
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 
@@ -50,6 +53,9 @@ _FACTORIES: dict[str, Callable[[], Target]] = {
     "eight_schools": eight_schools_target,
     "eight_schools_centered": eight_schools_centered_target,
     "logistic_regression": logistic_regression_target,
+    "seeds": Seeds,
+    "brownian": Brownian,
+    "breast_cancer": BreastCancer,
 }
 
 
