@@ -47,6 +47,7 @@ class ManyWell(Target):
             constants={**COEFFICIENTS, "num_copies": num_copies},
             log_z=num_copies * LOG_Z,
             log_z_origin="exact",
+            log_z_note="the sum of the double wells' quadratures",
             mean_energy=num_copies * MEAN_ENERGY,
             bounds=((-3.0, 3.0), (-4.0, 4.0)),
         )
