@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.catalogue.particles import PairTarget
@@ -38,7 +39,6 @@ class LennardJones(PairTarget):
     Sources: Koehler, Klein and Noe, Equivariant Flows (2020), arXiv 2006.02425, section 6; Akhound-Sadegh et al.,
     Iterated Denoising Energy Matching (2024), arXiv 2402.06121, appendix.
 
-    >>> import torch
     >>> target = LennardJones(2)
     >>> pair = torch.tensor([[[0.0, 0.0, 0.5], [0.0, 0.0, -0.5]]])  # r = 1: -c, and 1/4 of the trap
     >>> target.energy(target.from_particles(pair))
@@ -80,7 +80,9 @@ class LennardJones(PairTarget):
     def pair_energy(self, square: Tensor) -> Tensor:
         near = square.clamp_min(FLOOR)
         s = near.reciprocal() ** 3
-        u = (s * (s - 2.0)).sum(0) + _FLOOR_SLOPE * (square - near).sum(0)
+        # As square - near, autograd would subtract two huge slopes from each other.
+        below = torch.where(square < FLOOR, square - FLOOR, 0.0)
+        u = (s * (s - 2.0)).sum(0) + _FLOOR_SLOPE * below.sum(0)
         return self.pair_factor * u
 
     def pair_energy_and_slope(self, square: Tensor) -> tuple[Tensor, Tensor]:

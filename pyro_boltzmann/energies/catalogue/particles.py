@@ -129,7 +129,7 @@ class PairTarget(ClosedForm, ParticleTarget):
         """All pair differences, of shape ``(pairs, D, batch)``: the batch innermost, where element-wise work is."""
         pairs = self._on("pairs", flat)
         columns = flat.mT.reshape(pairs.shape[1], self.spatial_dim * len(flat))
-        return (pairs @ columns).view(-1, self.spatial_dim, len(flat))
+        return (pairs @ columns).view(len(pairs), self.spatial_dim, len(flat))
 
     def _energy(self, flat: Tensor) -> Tensor:
         u = self.pair_energy(_squares(self._differences(flat)))
@@ -139,7 +139,7 @@ class PairTarget(ClosedForm, ParticleTarget):
         """Energies ``(batch)`` and gradients by columns ``(dim, batch)``."""
         differences = self._differences(flat)
         u, slope = self.pair_energy_and_slope(_squares(differences))
-        forces = differences.mul_(slope.unsqueeze(1)).view(len(slope), -1)
+        forces = differences.mul_(slope.unsqueeze(1)).view(len(slope), self.spatial_dim * len(flat))
         gradient = (self._on("pairs", flat).mT @ forces).view(self.dim, len(flat))
         if self.trap:
             u.add_(flat.square().sum(-1), alpha=0.5 * self.trap)
