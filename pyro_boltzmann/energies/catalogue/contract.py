@@ -153,8 +153,10 @@ class TargetContract:
 
     def test_gradient_is_that_of_finite_differences_and_differentiable_again(self, target: Target) -> None:
         x = self.points(target, 4, seed=2).requires_grad_()
-        assert torch.autograd.gradcheck(target.energy, x)
-        assert torch.autograd.gradgradcheck(target.energy, x)
+        # In many dimensions along random directions instead of along every one.
+        fast = target.dim > 16
+        assert torch.autograd.gradcheck(target.energy, x, fast_mode=fast)
+        assert torch.autograd.gradgradcheck(target.energy, x, fast_mode=fast)
 
     def test_the_formula_of_the_gradient_is_right_and_gives_way_to_a_graph(self, target: Target) -> None:
         formula = getattr(target.energy, "energy_and_gradient", None)
