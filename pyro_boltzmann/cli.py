@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import warnings
@@ -126,6 +127,8 @@ def _describe(target: Target) -> dict[str, Any]:
         "log_z": target.log_z,
         "log_z_error": target.log_z_error if target.log_z is not None else None,
         "log_z_origin": target.log_z_origin,
+        "log_z_bounds": None if target.log_z_bounds is None else [_finite(end) for end in target.log_z_bounds],
+        "log_z_note": target.log_z_note,
         "mean_energy": target.mean_energy,
         "mean_energy_error": target.mean_energy_error if target.mean_energy is not None else None,
         "virial": target.virial_dof,
@@ -140,7 +143,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["name"],
         str(row["dim"]),
-        _with_error(row["log_z"], row["log_z_error"]),
+        _with_error(row["log_z"], row["log_z_error"])
+        if row["log_z_bounds"] is None
+        else _interval(*row["log_z_bounds"]),
         row["log_z_origin"],
         _with_error(row["mean_energy"], row["mean_energy_error"]),
         "yes" if row["exact_sampler"] else "no",
@@ -152,6 +157,17 @@ def _with_error(value: float | None, error: float | None) -> str:
     if value is None:
         return "unknown"
     return f"{value:.3f} +- {error:.3f}" if error else f"{value:.5f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"<= {high:g}" if low is None else f">= {low:g}"
+    return f"{low:g} to {high:g}"
+
+
+def _finite(end: float) -> float | None:
+    """JSON has no infinity."""
+    return end if math.isfinite(end) else None
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 __all__ = [
     "CheckpointError",
     "EnergyError",
+    "MissingExtraError",
     "ModelError",
     "NonFiniteEnergyError",
     "OutputError",
@@ -45,6 +46,10 @@ class ModelError(PyroBoltzmannError, ValueError):
 
 class CheckpointError(PyroBoltzmannError, RuntimeError):
     """A checkpoint is truncated, foreign, or belongs to another run."""
+
+
+class MissingExtraError(PyroBoltzmannError, ImportError):
+    """Something needs an optional package that is not installed; the message names the extra."""
 
 
 class OutputError(PyroBoltzmannError, OSError):

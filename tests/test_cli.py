@@ -19,7 +19,7 @@ import torch
 import pyro_boltzmann as pb
 from pyro_boltzmann.cli import main
 from pyro_boltzmann.diagnostics import Metric, Truth, from_netcdf, read_report
-from pyro_boltzmann.energies.catalogue import catalogue
+from pyro_boltzmann.energies.catalogue import Target, catalogue
 from pyro_boltzmann.exceptions import EnergyError, NonFiniteEnergyError, ShapeError
 from pyro_boltzmann.experiments import EXPERIMENTS
 from pyro_boltzmann.experiments.run_metrics import draw_exact, failures_of, run_metrics
@@ -157,6 +157,23 @@ def test_targets_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str])
         *["29.665", "+-", "0.005", "measured", "-22.541", "+-", "0.002", "no"],
         catalogue["dw4"].target_hash,
     ]
+    known = {line.split()[0]: line for line in table.splitlines()[2:]}
+    assert "-79.2 to -77.7  interval" in known["breast_cancer"] and known["lj55"].split()[2:4] == ["unknown"] * 2
+    assert rows["breast_cancer"]["log_z"] is None and rows["breast_cancer"]["log_z_bounds"] == [-79.2, -77.7]
+    assert "SMC" in rows["dw4"]["log_z_note"] and rows["lj55"]["log_z_note"] is None
+
+
+def test_half_open_intervals_have_no_infinity_in_json(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def target(low: float, high: float) -> Target:
+        return Target("t", 1, constants={}, log_z_origin="interval", log_z_bounds=(low, high))
+
+    targets = {"low": target(1.06, math.inf), "high": target(-math.inf, 2.0)}
+    monkeypatch.setattr("pyro_boltzmann.cli.catalogue", targets)
+    assert main(["targets"]) == 0
+    table = capsys.readouterr().out
+    assert ">= 1.06  interval" in table and "<= 2  interval" in table
+    assert main(["targets", "--json"]) == 0
+    assert [row["log_z_bounds"] for row in json.loads(capsys.readouterr().out)] == [[1.06, None], [None, 2.0]]
 
 
 @pytest.mark.parametrize(

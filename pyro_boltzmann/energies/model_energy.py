@@ -41,7 +41,8 @@ class ModelEnergy:
     ``"loop"``
         one run per particle, with a warning, for programs whose Python code branches on values;
     ``"direct"``
-        the ``unconstrained_energy`` that the program brings along, as a :class:`BoltzmannModel` does.
+        the ``unconstrained_energy`` that the program brings along, as a :class:`BoltzmannModel` does; it is that of the
+        program without further arguments, and not used where there are any.
 
     The random state is left as it was. Evaluations are counted by the caller
     (:func:`~pyro_boltzmann.energies.evaluation.energy_value`), not here.
@@ -73,7 +74,7 @@ class ModelEnergy:
         self.layout = LatentLayout.of_trace(self.prototype_trace)
         self.latent_dim = self.layout.latent_dim
         self.site_names = self.layout.site_names
-        self.strategy = "direct" if hasattr(model, "unconstrained_energy") else self._choose_strategy()
+        self.strategy = "direct" if self._has_own_energy() else self._choose_strategy()
 
     def __call__(self, z: Tensor) -> Tensor:
         """The energy of ``z`` of shape ``(*batch, latent_dim)``, with shape ``(*batch)``.
@@ -87,6 +88,13 @@ class ModelEnergy:
                 return self.model.unconstrained_energy(z)  # type: ignore[attr-defined, no-any-return]
         flat = z.reshape(z.shape[:-1].numel(), self.latent_dim)
         return self._evaluate(self.strategy, flat).reshape(z.shape[:-1])
+
+    @property
+    def energy_and_gradient(self) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        """The formula of the energy that the program brings along, if it has one; otherwise ``None``."""
+        if self.strategy != "direct":
+            return None
+        return getattr(self.model.unconstrained_energy, "energy_and_gradient", None)  # type: ignore[attr-defined]
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Map ``z`` of shape ``(*batch, latent_dim)`` to the sites, each of shape ``(*batch, *site_shape)``."""
@@ -125,7 +133,12 @@ class ModelEnergy:
                 f"{other.latent_dim} dimensions, before it had {list(self.site_names)} of {self.latent_dim}; "
                 "build a new ModelEnergy (or guide) for it"
             )
+        if (self.strategy == "direct") != other._has_own_energy():
+            other.strategy = "direct" if other._has_own_energy() else other._choose_strategy()
         return other
+
+    def _has_own_energy(self) -> bool:
+        return hasattr(self.model, "unconstrained_energy") and not (self.args or self.kwargs)
 
     def _program(self) -> Any:
         return self.model(*self.args, **self.kwargs)

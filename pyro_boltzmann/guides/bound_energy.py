@@ -58,6 +58,11 @@ class BoundEnergy:
     def __call__(self, z: Tensor) -> Tensor:
         return self.current(z)
 
+    @property
+    def energy_and_gradient(self) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        """The formula of the energy bound last, if it has one; otherwise ``None``."""
+        return getattr(self.current, "energy_and_gradient", None)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> BoundEnergy:
         clone = BoundEnergy.__new__(BoundEnergy)
         memo[id(self)] = clone

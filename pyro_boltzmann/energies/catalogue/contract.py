@@ -28,7 +28,7 @@ class TargetContract:
     - :math:`\log Z`, mean energy and mode masses by quadrature, where :attr:`Target.dim` is 2;
     - :math:`\langle u \rangle`, the mode masses and the virial :math:`\langle x \cdot \nabla u \rangle = d`;
     - :math:`\langle e^{u} g \rangle = 1 / Z` for a normalised density :math:`g`, uniform in an ellipsoid in the bulk;
-    - dtypes, batch shapes, two derivatives, batch independence, hash, pickle and deepcopy.
+    - dtypes, batch shapes, two derivatives, the gradient's formula where there is one, hash, pickle and deepcopy.
 
     A target without an exact sampler passes the sampling checks by overriding :meth:`draw` with draws that may be
     trusted (and :attr:`num_samples` with their number if they are correlated: their standard error must be right).
@@ -60,6 +60,13 @@ class TargetContract:
         if target.mode_probabilities is None:
             return torch.ones(len(x), dtype=torch.bool)
         return target.mode_assignment(x) == target.mode_probabilities.argmax()
+
+    def points(self, target: Target, num_points: int, seed: int) -> Tensor:
+        """Float64 points of moderate energy, ``(num_points, dim)``, at which values and derivatives are compared.
+
+        Standard normal unless overridden; particles that repel each other need a better start.
+        """
+        return torch.randn(num_points, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     def test_truths_by_quadrature(self, target: Target) -> None:
         if target.dim != 2 or target.log_z_origin != "exact":
@@ -133,8 +140,7 @@ class TargetContract:
         _assert_mean(ratio, 1.0, math.expm1(target.log_z_error), "the mean of exp(u) g Z")
 
     def test_dtype_and_batch_shapes(self, target: Target) -> None:
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(2, 3, target.dim, generator=generator, dtype=torch.float64)
+        x = self.points(target, 6, seed=1).view(2, 3, target.dim)
         truth = target.energy(x)
         assert truth.dtype == torch.float64
         assert truth.shape == (2, 3)
@@ -146,10 +152,30 @@ class TargetContract:
         torch.testing.assert_close(single.double(), truth, rtol=2e-5, atol=2e-4)
 
     def test_gradient_is_that_of_finite_differences_and_differentiable_again(self, target: Target) -> None:
-        x = torch.randn(4, target.dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        x.requires_grad_()
-        assert torch.autograd.gradcheck(target.energy, x)
-        assert torch.autograd.gradgradcheck(target.energy, x)
+        x = self.points(target, 4, seed=2).requires_grad_()
+        # In many dimensions along random directions instead of along every one.
+        fast = target.dim > 16
+        assert torch.autograd.gradcheck(target.energy, x, fast_mode=fast)
+        assert torch.autograd.gradgradcheck(target.energy, x, fast_mode=fast)
+
+    def test_the_formula_of_the_gradient_is_right_and_gives_way_to_a_graph(self, target: Target) -> None:
+        formula = getattr(target.energy, "energy_and_gradient", None)
+        if formula is None:
+            raise SkipTest(f"{target.name} has no formula for its gradient")
+        x = self.points(target, 6, seed=6).view(2, 3, target.dim)
+        graph = x.clone().requires_grad_()
+        truth = target.energy(graph)
+        (slope,) = torch.autograd.grad(truth.sum(), graph)
+        for states in (x, x.flatten(0, 1).mT.contiguous().mT, x[0, 0], x[:0]):
+            with torch.no_grad():
+                u, gradient = formula(states)
+            assert u.shape == states.shape[:-1]
+            assert gradient.shape == states.shape
+            torch.testing.assert_close(u.flatten(), truth.detach().flatten()[: u.numel()])
+            torch.testing.assert_close(gradient.flatten(), slope.flatten()[: gradient.numel()])
+        u, gradient = formula(graph)
+        assert u.requires_grad and gradient.requires_grad
+        torch.testing.assert_close(gradient, slope)
 
     def test_finite_at_the_origin_and_far_away_in_float32(self, target: Target) -> None:
         for scale in (0.0, 1.0, 10.0):
@@ -173,7 +199,7 @@ class TargetContract:
         assert target.sample(0, dtype=torch.float64).dtype == torch.float64
 
     def test_hash_and_copies(self, target: Target) -> None:
-        x = torch.randn(3, target.dim, generator=torch.Generator().manual_seed(5))
+        x = self.points(target, 3, seed=5).float()
         u = target.energy(x)
         assert target.energy is target.energy
         for other in (copy.deepcopy(target), pickle.loads(pickle.dumps(target))):

@@ -67,6 +67,7 @@ class DoubleWell(Target):
             constants=COEFFICIENTS,
             log_z=LOG_Z,
             log_z_origin="exact",
+            log_z_note="adaptive quadrature of each well",
             mean_energy=MEAN_ENERGY,
             delta_f=DELTA_F,
             mode_probabilities=torch.tensor([1 - RIGHT_WELL_PROBABILITY, RIGHT_WELL_PROBABILITY], dtype=torch.float64),

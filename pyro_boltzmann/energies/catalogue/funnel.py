@@ -39,6 +39,7 @@ class Funnel(Target):
             constants={"scale": 3.0, "dim": dim},
             log_z=0.0,
             log_z_origin="exact",
+            log_z_note="the density is normalised",
             mean_energy=normalizer + 0.5 * dim,
             bounds=((-9.0, 9.0), (-12.0, 12.0)),
         )

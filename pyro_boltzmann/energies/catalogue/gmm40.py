@@ -135,6 +135,7 @@ class GMM40(Target):
             },
             log_z=0.0,
             log_z_origin="exact",
+            log_z_note="the density is normalised",
             mean_energy=6.859468829330,
             mode_probabilities=torch.tensor(CELL_MASSES, dtype=torch.float64),
             bounds=((-half_width, half_width), (-half_width, half_width)),

@@ -26,7 +26,7 @@ class ManyWell(Target):
     The modes are too many to count one by one: compare the mean of :meth:`well_assignment` with
     :attr:`right_well_probability` in each of the :math:`n` wells.
 
-    :param num_copies: :math:`n`; 16 gives ManyWell-32.
+    :param num_copies: :math:`n`; 16 gives ManyWell-32, 32 gives ManyWell-64.
 
     Source: Midgley et al., Flow Annealed Importance Sampling Bootstrap (2023), arXiv 2208.01893, appendix.
 
@@ -47,6 +47,7 @@ class ManyWell(Target):
             constants={**COEFFICIENTS, "num_copies": num_copies},
             log_z=num_copies * LOG_Z,
             log_z_origin="exact",
+            log_z_note="the sum of the double wells' quadratures",
             mean_energy=num_copies * MEAN_ENERGY,
             bounds=((-3.0, 3.0), (-4.0, 4.0)),
         )

@@ -46,6 +46,7 @@ class MullerBrown(Target):
             },
             log_z=-3.389560541631,
             log_z_origin="exact",
+            log_z_note="quadrature on a grid",
             mean_energy=1.059922910142,
             delta_f=5.689757593530,
             mode_probabilities=torch.tensor([UPPER_BASIN_PROBABILITY, 1 - UPPER_BASIN_PROBABILITY]).double(),

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.energies.catalogue.target import Bounds, LogZOrigin, Target
+from pyro_boltzmann.energies.catalogue.target import Target
 
 __all__ = ["PosteriorTarget", "eight_schools", "eight_schools_centered", "logistic_data", "logistic_regression"]
 
@@ -108,9 +108,15 @@ class PosteriorTarget(Target):
 
     :param name: the catalogue name.
     :param program: a module-level Pyro program (so that the target can be pickled).
-    :param data: its keyword arguments.
+    :param data: its keyword arguments, or a module-level function that reads them when they are first needed.
     :param dim: number of unconstrained latent coordinates.
+    :param constants: what :attr:`target_hash` is made of beside the program's name; ``data`` unless given.
     :param sampler: ``(num_samples, generator, device) -> (num_samples, dim)`` in float64, where exact draws exist.
+    :param truths: further keyword arguments of :class:`Target`.
+
+    A subclass with a formula of its own for :math:`u` overrides ``__call__``; programs made by :meth:`model` with the
+    target's own data then carry it as ``unconstrained_energy``, which :class:`~pyro_boltzmann.ModelEnergy` prefers to
+    running the program.
 
     >>> target = PosteriorTarget("schools", eight_schools, dict(sigma=torch.ones(8), y=torch.zeros(8)), dim=10)
     >>> target.model()().shape
@@ -121,28 +127,21 @@ class PosteriorTarget(Target):
         self,
         name: str,
         program: Callable[..., Any],
-        data: Mapping[str, Tensor],
+        data: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]],
         dim: int,
         *,
+        constants: Mapping[str, float | int | str | Tensor] | None = None,
         sampler: Callable[[int, torch.Generator | None, torch.device], Tensor] | None = None,
-        log_z: float | None = None,
-        log_z_error: float = 0.0,
-        log_z_origin: LogZOrigin = "unknown",
-        mean_energy: float | None = None,
-        bounds: Bounds = ((-4.0, 4.0), (-4.0, 4.0)),
+        **truths: Any,
     ) -> None:
-        super().__init__(
-            name,
-            dim,
-            constants={"program": program.__name__, **data},
-            log_z=log_z,
-            log_z_error=log_z_error,
-            log_z_origin=log_z_origin,
-            mean_energy=mean_energy,
-            bounds=bounds,
-        )
+        if constants is None:
+            if callable(data):
+                raise TypeError(f"constants of {name!r} are needed where its data are read later, to hash them")
+            constants = data
+        super().__init__(name, dim, constants={"program": program.__name__, **constants}, **truths)
         self.program = program
-        self.data = dict(data)
+        self._read = data if callable(data) else None
+        self._data: dict[str, Tensor] | None = None if callable(data) else dict(data)
         self._sampler = sampler
         self._energy: Callable[[Tensor], Tensor] | None = None
 
@@ -152,10 +151,18 @@ class PosteriorTarget(Target):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_energy": None}
 
+    @property
+    def data(self) -> dict[str, Tensor]:
+        """The keyword arguments of the program."""
+        if self._data is None:
+            assert self._read is not None
+            self._data = dict(self._read())
+        return self._data
+
     def to(self, device: torch.device | str) -> PosteriorTarget:
         """The same target with its data, and so its energy, on another device."""
         moved = copy.copy(self)
-        moved.data = {name: value.to(device) for name, value in self.data.items()}
+        moved._data = {name: value.to(device) for name, value in self.data.items()}
         moved._energy = None
         return moved
 
@@ -170,7 +177,10 @@ class PosteriorTarget(Target):
 
     def model(self, **kwargs: Any) -> Callable[..., Any]:
         """The raw Pyro program with its data bound; keyword arguments replace data (``y=None`` draws new data)."""
-        return functools.partial(self.program, **{**self.data, **kwargs})
+        program = functools.partial(self.program, **{**self.data, **kwargs})
+        if not kwargs and type(self).__call__ is not PosteriorTarget.__call__:
+            program.unconstrained_energy = self  # type: ignore[attr-defined]
+        return program
 
     @property
     def has_exact_sampler(self) -> bool:

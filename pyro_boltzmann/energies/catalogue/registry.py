@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
+from pyro_boltzmann.energies.catalogue.breast_cancer import BreastCancer
+from pyro_boltzmann.energies.catalogue.brownian import Brownian
 from pyro_boltzmann.energies.catalogue.double_well import DoubleWell
-from pyro_boltzmann.energies.catalogue.dw4 import DW4
+from pyro_boltzmann.energies.catalogue.double_well_particles import DW2, DW4
 from pyro_boltzmann.energies.catalogue.funnel import Funnel
 from pyro_boltzmann.energies.catalogue.gmm40 import GMM40
+from pyro_boltzmann.energies.catalogue.image import ImageDensity
+from pyro_boltzmann.energies.catalogue.lennard_jones import lennard_jones_target
 from pyro_boltzmann.energies.catalogue.many_well import ManyWell
 from pyro_boltzmann.energies.catalogue.muller_brown import MullerBrown
 from pyro_boltzmann.energies.catalogue.posterior_targets import (
@@ -16,6 +21,7 @@ from pyro_boltzmann.energies.catalogue.posterior_targets import (
     eight_schools_target,
     logistic_regression_target,
 )
+from pyro_boltzmann.energies.catalogue.seeds import Seeds
 from pyro_boltzmann.energies.catalogue.target import Target
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 
@@ -33,13 +39,23 @@ class UnknownTargetError(PyroBoltzmannError, KeyError):
 _FACTORIES: dict[str, Callable[[], Target]] = {
     "double_well": DoubleWell,
     "muller_brown": MullerBrown,
+    "image": ImageDensity,
     "gmm40": GMM40,
     "funnel10": Funnel,
     "many_well32": ManyWell,
+    "many_well64": partial(ManyWell, 32),
+    "dw2": DW2,
     "dw4": DW4,
+    "lj13": partial(lennard_jones_target, 13),
+    "lj55": partial(lennard_jones_target, 55),
+    "lj13_half": partial(lennard_jones_target, 13, 1.0),
+    "lj55_half": partial(lennard_jones_target, 55, 1.0),
     "eight_schools": eight_schools_target,
     "eight_schools_centered": eight_schools_centered_target,
     "logistic_regression": logistic_regression_target,
+    "seeds": Seeds,
+    "brownian": Brownian,
+    "breast_cancer": BreastCancer,
 }
 
 
@@ -52,7 +68,7 @@ class Catalogue(Mapping[str, Target]):
     >>> catalogue["gmm40"].log_z
     0.0
     >>> list(catalogue)[:3]
-    ['double_well', 'muller_brown', 'gmm40']
+    ['double_well', 'muller_brown', 'image']
     >>> try:
     ...     catalogue["gmm"]
     ... except KeyError as error:

@@ -42,12 +42,16 @@ class Target:
     :param log_z_error: its standard error; 0.0 when it is exact.
     :param log_z_origin: ``"exact"`` (closed form or quadrature), ``"certified"``, ``"measured"`` (long simulation),
         ``"interval"`` or ``"unknown"``.
+    :param log_z_bounds: ``(low, high)`` of an interval that holds :math:`\log Z`, where no better is known; one end may
+        be infinite. Given exactly when the origin is ``"interval"``, and then ``log_z`` is ``None``.
+    :param log_z_note: one line on how :math:`\log Z` was found.
     :param mean_energy: :math:`\langle u \rangle`, or ``None``.
     :param mean_energy_error: its standard error; 0.0 when it is exact.
     :param virial_dof: the exact value of :math:`\langle x \cdot \nabla u \rangle`; ``dim`` unless given.
     :param delta_f: free energy of mode 1 minus that of mode 0, where two modes exist.
     :param mode_probabilities: exact masses of the regions numbered by :meth:`mode_assignment`.
     :param bounds: where to draw the first two coordinates.
+    :raises TruthUnavailableError: if ``log_z``, its origin and its bounds contradict each other.
 
     >>> class Normal1(Target):
     ...     def __call__(self, x):
@@ -67,6 +71,8 @@ class Target:
         log_z: float | None = None,
         log_z_error: float = 0.0,
         log_z_origin: LogZOrigin = "unknown",
+        log_z_bounds: tuple[float, float] | None = None,
+        log_z_note: str | None = None,
         mean_energy: float | None = None,
         mean_energy_error: float = 0.0,
         virial_dof: int | None = None,
@@ -74,6 +80,7 @@ class Target:
         mode_probabilities: Tensor | None = None,
         bounds: Bounds = ((-4.0, 4.0), (-4.0, 4.0)),
     ) -> None:
+        _check_log_z(name, log_z, log_z_origin, log_z_bounds)
         self.name = name
         self.dim = dim
         self.constants: dict[str, float | int | str | Tensor] = {
@@ -84,6 +91,8 @@ class Target:
         self.log_z = log_z
         self.log_z_error = log_z_error
         self.log_z_origin: LogZOrigin = log_z_origin
+        self.log_z_bounds = log_z_bounds
+        self.log_z_note = log_z_note
         self.mean_energy = mean_energy
         self.mean_energy_error = mean_energy_error
         self.virial_dof = dim if virial_dof is None else virial_dof
@@ -174,3 +183,17 @@ class Target:
             with torch.inference_mode(False):
                 moved = self._moved[where] = value.to(like.device, like.dtype, copy=True)
         return moved
+
+
+def _check_log_z(name: str, log_z: float | None, origin: LogZOrigin, bounds: tuple[float, float] | None) -> None:
+    """A value for what is known by value, bounds for an interval, nothing for the unknown."""
+    given = "a value" if log_z is not None else "bounds" if bounds is not None else "nothing"
+    expected = {"interval": "bounds", "unknown": "nothing"}.get(origin, "a value")
+    if given != expected or (log_z is not None and bounds is not None):
+        raise TruthUnavailableError(
+            f"log_z_origin={origin!r} of {name!r} needs {expected}, got log_z={log_z} and log_z_bounds={bounds}; pass "
+            "log_z with 'exact', 'certified' or 'measured', log_z_bounds=(low, high) with 'interval', neither with "
+            "'unknown'"
+        )
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise TruthUnavailableError(f"log_z_bounds of {name!r} must be (low, high) with low < high, got {bounds}")
