@@ -12,6 +12,7 @@ from pyro_boltzmann.energies import NormalEnergy
 from pyro_boltzmann.exceptions import CheckpointError
 from pyro_boltzmann.infer.tempering.ensemble import evaluate, make_kernel
 from pyro_boltzmann.infer.tempering.ladder import equalise, ladder_log_z, thermodynamic_integral
+from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.proposal import Proposal
 from pyro_boltzmann.infer.tempering.pt_run import PTRun
 
@@ -66,8 +67,9 @@ def test_swaps_leave_the_joint_law_invariant():
         x = (mean + precision**-0.5 * torch.randn(chains, 3, dtype=torch.float64)).unsqueeze(-1)
         proposal = Proposal(NormalEnergy(), lambda n: torch.randn(n, 1, dtype=torch.float64))
         ensemble = evaluate(proposal.energy, energy, x, True)
-        sizes, scales = torch.ones(2, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
-        tempering = PTRun.start(proposal, energy, make_kernel("hmc", 1), 1, positions, ensemble, sizes, scales)
+        sizes = torch.ones(2, dtype=torch.float64)
+        scale = Preconditioner(sizes.unsqueeze(-1), False)
+        tempering = PTRun.start(proposal, energy, make_kernel("hmc", 1), 1, "dense", positions, ensemble, sizes, scale)
         for turn in range(4):
             tempering.rounds = turn
             tempering._swap(3)
@@ -104,8 +106,8 @@ def test_round_trips_are_counted_by_hand():
     proposal = Proposal(NormalEnergy(), lambda n: torch.randn(n, 1))
     ensemble = evaluate(proposal.energy, flat, x, False)
     kernel = make_kernel("rwm", 1)
-    positions = torch.linspace(0, 1, 4, dtype=torch.float64)
-    tempering = PTRun.start(proposal, flat, kernel, 1, positions, ensemble, torch.ones(3), torch.ones(3, 1))
+    positions, scale = torch.linspace(0, 1, 4, dtype=torch.float64), Preconditioner(torch.ones(3, 1), False)
+    tempering = PTRun.start(proposal, flat, kernel, 1, "dense", positions, ensemble, torch.ones(3), scale)
     place, last, trips = {i: i for i in range(4)}, {i: 0 for i in range(4)}, 0
     for turn in range(40):
         tempering.rounds = turn

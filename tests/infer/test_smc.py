@@ -13,6 +13,7 @@ from pyro_boltzmann.diagnostics import from_netcdf
 from pyro_boltzmann.energies import NormalEnergy
 from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError, ShapeError
 from pyro_boltzmann.infer.tempering.ensemble import evaluate, make_kernel, move
+from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.schedule import conditional_ess, next_position
 from pyro_boltzmann.stochastic import LeapfrogTransform, MetropolisAdjusted
 
@@ -53,6 +54,10 @@ def test_a_hard_wall_does_not_stop_the_ladder():
     assert next_position(0.0, torch.zeros_like(differences), differences, 0.9) > 0.1
 
 
+def unit(dim):
+    return Preconditioner(torch.ones(dim, dtype=torch.float64), False)
+
+
 # The moves -------------------------------------------------------------------------------------------------------
 
 
@@ -69,7 +74,7 @@ def test_moves_leave_their_density_invariant(name, num_steps, position):
         torch.manual_seed(4)
         ensemble = evaluate(reference, shifted, x, kernel.uses_gradients)
         for _ in range(3):
-            ensemble, acceptance = move(ensemble, reference, shifted, position, kernel, 0.7, torch.ones(1))
+            ensemble, acceptance = move(ensemble, reference, shifted, position, kernel, 0.7, unit(1))
     assert 0.3 < acceptance.mean() < 0.999
     y = ensemble.x[:, 0]
     assert abs(y.mean() - mean) < 4.5 * (precision * 1e5) ** -0.5
@@ -87,7 +92,7 @@ def test_a_move_accepts_as_the_metropolis_block_does():
         torch.manual_seed(7)
         ensemble = evaluate(NormalEnergy(), shifted, x, True)
         kernel = make_kernel("hmc", 3)._replace(jitter=0.0)
-        moved = move(ensemble, NormalEnergy(), shifted, 1.0, kernel, 0.4, torch.ones(3, dtype=torch.float64))
+        moved = move(ensemble, NormalEnergy(), shifted, 1.0, kernel, 0.4, unit(3))
         torch.manual_seed(7)
         torch.rand(500, dtype=torch.float64)
         momentum = torch.randn_like(x)
@@ -167,10 +172,10 @@ def test_every_energy_is_evaluated_once():
         calls.append(x.reshape(-1, 2).shape[0])
         return shifted(x)
 
-    draws = run(counted, num_samples=500)
-    stages = len(draws.info["smc"]["positions"])
-    # One batch of the first draws, then one a leapfrog step; and one probe of the shape.
-    assert sum(calls) == 2 + 500 * (1 + stages * 2 * 5)
+    draws = run(counted, num_samples=500, max_moves=2)
+    # One batch of the first draws, then one a leapfrog step of two moves; and one probe of the shape.
+    steps = sum(draws.info["smc"]["num_steps"])
+    assert sum(calls) == 2 + 500 * (1 + 2 * steps)
     assert draws.evaluations["sample"] == {"values": sum(calls) - 2, "gradients": sum(calls) - 2}
 
 
@@ -309,3 +314,27 @@ def test_saved_draws_come_back(tmp_path):
     assert again.log_normalizer_error == pytest.approx(draws.log_normalizer_error)
     assert again.num_independent == pytest.approx(draws.num_independent)
     assert again.info["smc"]["label"] == "consistent"
+
+
+def test_moves_stop_where_they_lead_no_further():
+    # One Gaussian: a trajectory of a quarter of a period forgets at once. A random walk of small steps does not.
+    quick = run(num_samples=2000, mass="dense")
+    slow = run(num_samples=2000, kernel="rwm", step_size=0.05)
+    assert max(quick.info["smc"]["num_moves"]) <= 6
+    assert max(slow.info["smc"]["num_moves"]) > 6
+
+
+def test_trajectories_do_not_return_to_their_mirror_image():
+    # At half a period particles only change places; moments of a frozen ensemble would never be refreshed.
+    draws = run(lambda x: 0.5 * x.square().sum(-1), dim=20, num_samples=500, proposal=1.2, mass="dense")
+    lengths = [n * h for n, h in zip(draws.info["smc"]["num_steps"], draws.info["smc"]["step_sizes"], strict=True)]
+    assert max(lengths) < 0.6 * math.pi
+
+
+@pytest.mark.parametrize("mass", ["dense", "diagonal", "identity"])
+def test_masses(mass):
+    factor = torch.tensor([[2.0, 0.0, 0.0], [1.9, 0.3, 0.0], [0.0, 0.5, 1.0]])
+    inverse = torch.linalg.inv(factor)
+    draws = run(lambda x: 0.5 * (x @ inverse.T).square().sum(-1), dim=3, num_samples=4000, mass=mass)
+    truth = 1.5 * math.log(2 * math.pi) + math.log(0.6)
+    assert abs(draws.log_normalizer - truth) < 4.5 * draws.log_normalizer_error

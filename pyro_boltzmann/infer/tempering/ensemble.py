@@ -11,8 +11,12 @@ from torch import Tensor
 
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
 from pyro_boltzmann.energies.rows import RowMask
+from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 
 __all__ = ["Ensemble", "Kernel", "Moves", "evaluate", "make_kernel", "move", "tempered"]
+
+
+QUARTER_PERIOD = math.pi / 2
 
 
 class Ensemble(NamedTuple):
@@ -62,13 +66,13 @@ class Ensemble(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    r"""A Markov move: ``"hmc"`` with its number of leapfrog steps, ``"mala"`` (one step), or ``"rwm"`` (random walk,
-    which asks for no gradients)."""
+    r"""A Markov move: ``"hmc"`` with its largest number of leapfrog steps, ``"mala"`` (one step), or ``"rwm"`` (random
+    walk, which asks for no gradients)."""
 
     name: str
     num_steps: int
     jitter: float = 0.2
-    """Step sizes are spread uniformly by this fraction, so that no trajectory is periodic."""
+    """Step sizes are spread uniformly by this fraction, so that no trajectory is periodic in every direction."""
 
     @property
     def uses_gradients(self) -> bool:
@@ -84,6 +88,19 @@ class Kernel(NamedTuple):
         """A first guess, in units of the particles' standard deviations."""
         first, power = {"hmc": (0.5, 0.25), "mala": (1.0, 0.25), "rwm": (2.4, 0.5)}[self.name]
         return first / math.pow(dim, power)
+
+    def fitting(self, step_size: float) -> Kernel:
+        r"""This kernel with as many steps as a quarter of a period takes, at most.
+
+        In variables in which the density is round, a trajectory of length :math:`\pi / 2` forgets where it began; one
+        of length :math:`\pi` ends at the mirror image, and particles that only change places learn nothing.
+        """
+        return self._replace(num_steps=max(1, min(self.num_steps, math.ceil(QUARTER_PERIOD / step_size))))
+
+    @property
+    def largest_step(self) -> float:
+        """The step size whose trajectory is a quarter of a period."""
+        return QUARTER_PERIOD / self.num_steps if self.name == "hmc" else math.inf
 
 
 def make_kernel(name: str, num_steps: int) -> Kernel:
@@ -127,38 +144,39 @@ def move(
     position: float | Tensor,
     kernel: Kernel,
     step_size: float | Tensor,
-    scale: Tensor,
+    scale: Preconditioner,
 ) -> Moves:
     r"""One Metropolis-adjusted move of every particle at :math:`u_\lambda = u_0 + \lambda (u - u_0)`.
 
-    Leapfrog trajectories (Neal, arXiv 1206.1901) of ``kernel.num_steps`` steps with mass
-    :math:`1/\mathrm{scale}^2`; the force at their end is the force before the next. A move is rejected where anything
-    is not finite.
+    Leapfrog trajectories (Neal, arXiv 1206.1901) of ``kernel.num_steps`` steps in the variables of ``scale``; the force
+    at their end is the force before the next. A move is rejected where anything is not finite.
 
     :param position: :math:`\lambda > 0`, a number, or a tensor that broadcasts with ``(*batch)``.
-    :param step_size: in units of ``scale``; likewise.
-    :param scale: ``(dim,)`` or a tensor that broadcasts with ``(*batch, dim)``.
+    :param step_size: in the variables of ``scale``; likewise.
     """
     x = ensemble.x
     jittered = 1.0 + kernel.jitter * (2.0 * torch.rand(x.shape[:-1], dtype=x.dtype, device=x.device) - 1.0)
-    h = (step_size * jittered).unsqueeze(-1) * scale
+    h = (step_size * jittered).unsqueeze(-1)
     noise = torch.randn_like(x)
     here = tempered(ensemble, position)
     # At the end of the ladder the reference has no say, and is not asked.
     known = ensemble if isinstance(position, float) and position == 1.0 else None
     if kernel.name == "rwm":
-        after = evaluate(reference, target, torch.addcmul(x, h, noise), False, known)
+        after = evaluate(reference, target, torch.addcmul(x, h, scale.outward(noise)), False, known)
         change = tempered(after, position) - here
     else:
         half = 0.5 * h
-        momentum = torch.addcmul(noise, half, _force(ensemble, position), value=-1.0)
+        momentum = torch.addcmul(noise, half, scale.inward(_force(ensemble, position)), value=-1.0)
         after = ensemble
         for remaining in reversed(range(kernel.num_steps)):
-            after = evaluate(reference, target, torch.addcmul(after.x, h, momentum), True, known)
-            momentum = torch.addcmul(momentum, h if remaining else half, _force(after, position), value=-1.0)
+            after = evaluate(reference, target, torch.addcmul(after.x, h, scale.outward(momentum)), True, known)
+            force = scale.inward(_force(after, position))
+            momentum = torch.addcmul(momentum, h if remaining else half, force, value=-1.0)
         kinetic = 0.5 * (torch.linalg.vecdot(momentum, momentum) - torch.linalg.vecdot(noise, noise))
         change = tempered(after, position) - here + kinetic
-    acceptance = torch.exp(-change).clamp_max(1.0).nan_to_num_(0.0)
+    # An energy of -inf is no better than one of +inf: the target is undefined there.
+    acceptance = torch.exp(-change).clamp_max_(1.0)
+    acceptance = torch.where(change > -torch.inf, acceptance, 0.0)
     rows = RowMask(torch.rand_like(acceptance) < acceptance)
     return Moves(after.where(rows, ensemble), acceptance)
 

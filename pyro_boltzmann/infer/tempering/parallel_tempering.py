@@ -20,6 +20,7 @@ from pyro_boltzmann.infer.randomness import seeded
 from pyro_boltzmann.infer.tempering.ensemble import Ensemble, Kernel, make_kernel
 from pyro_boltzmann.infer.tempering.keeper import Keeper
 from pyro_boltzmann.infer.tempering.ladder import barrier, ladder_log_z, thermodynamic_integral
+from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.problem import resolve_problem
 from pyro_boltzmann.infer.tempering.proposal import Proposal, resolve_proposal
 from pyro_boltzmann.infer.tempering.pt_run import PTRun
@@ -41,6 +42,7 @@ def parallel_tempering(
     kernel: str = "hmc",
     num_steps: int = 5,
     num_moves: int = 1,
+    mass: str = "diagonal",
     num_warmup: int = 500,
     thin: int = 1,
     num_temperatures: int | None = None,
@@ -65,7 +67,7 @@ def parallel_tempering(
     its error, like that of expectations, from the differences of the chains. Thermodynamic integration is given beside
     it as a check.
 
-    :param model_or_energy: as for :func:`~.smc.smc`; likewise ``args``, ``dim``, ``proposal`` and ``kernel``.
+    :param model_or_energy: as for :func:`~.smc.smc`; likewise ``args``, ``dim``, ``proposal``, ``kernel`` and ``mass``.
     :param num_samples: draws kept at the target, over all chains.
     :param num_chains: independent systems, at least four; must divide ``num_samples``.
     :param num_moves: moves between swaps.
@@ -110,6 +112,7 @@ def parallel_tempering(
         "num_chains": num_chains,
         "kernel": list(moves),
         "num_moves": num_moves,
+        "mass": mass,
         "num_warmup": num_warmup,
         "thin": thin,
         "num_temperatures": num_temperatures,
@@ -119,10 +122,10 @@ def parallel_tempering(
     with seeded(seed), count_evaluations() as keeper.count:
         kept = keeper.load()
         if kept is None:
-            run = _first_ladder(start, problem.energy, moves, num_moves, num_chains, num_temperatures, overlap)
+            run = _first_ladder(start, problem.energy, moves, num_moves, mass, num_chains, num_temperatures, overlap)
             record = _Record()
         else:
-            run, record = _restored(start, problem.energy, moves, num_moves, *kept)
+            run, record = _restored(start, problem.energy, moves, num_moves, mass, *kept)
         _warm_up(run, record, num_warmup, keeper, progress)
         _sample(run, record, num_samples // num_chains, thin, keeper, max_seconds, progress)
     draws = _draws(run, record, problem.constrain, keeper)
@@ -165,13 +168,14 @@ def _first_ladder(
     energy: Energy,
     kernel: Kernel,
     num_moves: int,
+    mass: str,
     num_chains: int,
     num_temperatures: int | None,
     overlap: float,
 ) -> PTRun:
     """Temperatures, states and step sizes from a short annealing run."""
     size = max(PILOT_PARTICLES, 4 * num_chains)
-    settings = SMCSettings(1, size, kernel, max(2, num_moves), overlap, 0.9, "systematic", False)
+    settings = SMCSettings(1, size, kernel, max(2, num_moves), 20, overlap, 0.9, "systematic", False, mass)
     annealing = SMCRun.start(settings, proposal, energy, kernel.initial_step(proposal_dim(proposal)))
     states = [_some(annealing, num_chains)]
     while not annealing.is_finished:
@@ -192,10 +196,11 @@ def _first_ladder(
         energy,
         kernel,
         num_moves,
+        mass,
         torch.from_numpy(positions).to(like.device),
         ensemble,
         torch.tensor([stage.step_sizes[-1] for stage in chosen], dtype=like.dtype, device=like.device),
-        torch.stack([stage.scale for stage in chosen]),
+        Preconditioner.stack([stage.scale for stage in chosen]),
     )
 
 
@@ -276,11 +281,12 @@ def _restored(
     energy: Energy,
     kernel: Kernel,
     num_moves: int,
+    mass: str,
     tensors: dict[str, Tensor],
     described: dict[str, Any],
 ) -> tuple[PTRun, _Record]:
     try:
-        run = PTRun.restore(proposal, energy, kernel, num_moves, tensors, described["run"])
+        run = PTRun.restore(proposal, energy, kernel, num_moves, mass, tensors, described["run"])
         return run, _Record.restore(tensors, described["warm"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the checkpoint of this run is not complete ({error}); delete it") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.infer.tempering.ensemble import Ensemble, Kernel, evaluate, move
 from pyro_boltzmann.infer.tempering.ladder import equalise
+from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.proposal import Proposal
 
 __all__ = ["PTRun"]
@@ -27,7 +28,7 @@ class PTRun:
 
     :ivar positions: :math:`\lambda_k`, ``(K,)`` float64.
     :ivar ensemble: batch shape ``(num_chains, K)``.
-    :ivar step_sizes: of the moves at temperatures 1 to K - 1, ``(K - 1,)``; ``scales`` ``(K - 1, dim)`` likewise.
+    :ivar step_sizes: of the moves at temperatures 1 to K - 1, ``(K - 1,)``, in the variables of ``scale``.
     :ivar replicas: which replica sits at each temperature, ``(num_chains, K)``.
     :ivar visited: by replica, which end it saw last: 0 neither, 1 the reference, 2 the target (coming from there).
     :ivar trips: completed round trips of each chain.
@@ -39,10 +40,11 @@ class PTRun:
     target: Energy
     kernel: Kernel
     num_moves: int
+    mass: str
     positions: Tensor
     ensemble: Ensemble
     step_sizes: Tensor
-    scales: Tensor
+    scale: Preconditioner
     replicas: Tensor
     visited: Tensor
     trips: Tensor
@@ -59,10 +61,11 @@ class PTRun:
         target: Energy,
         kernel: Kernel,
         num_moves: int,
+        mass: str,
         positions: Tensor,
         ensemble: Ensemble,
         step_sizes: Tensor,
-        scales: Tensor,
+        scale: Preconditioner,
     ) -> PTRun:
         """Begin from replicas that an annealing run left at each temperature."""
         chains, levels = ensemble.reference.shape
@@ -72,10 +75,11 @@ class PTRun:
             target,
             kernel,
             num_moves,
+            mass,
             positions,
             ensemble,
             step_sizes,
-            scales,
+            scale,
             torch.arange(levels, device=device).repeat(chains, 1),
             torch.zeros(chains, levels, dtype=torch.long, device=device),
             torch.zeros(chains, dtype=torch.long, device=device),
@@ -106,12 +110,13 @@ class PTRun:
         upper = self.ensemble.map(lambda part: part[:, 1:])
         positions = self.positions[1:].to(self.ensemble.x)
         for _ in range(self.num_moves):
-            moved = move(upper, self.proposal.energy, self.target, positions, self.kernel, self.step_sizes, self.scales)
+            moved = move(upper, self.proposal.energy, self.target, positions, self.kernel, self.step_sizes, self.scale)
             upper = moved.ensemble
             rates = moved.acceptance.mean(0)
             self.acceptance += rates.double() / self.num_moves
             if rate:
-                self.step_sizes = self.step_sizes * (rate * (rates - self.kernel.target_acceptance)).exp()
+                grown = self.step_sizes * (rate * (rates - self.kernel.target_acceptance)).exp()
+                self.step_sizes = grown.clamp_max(self.kernel.largest_step)
         self.ensemble = Ensemble.cat([fresh.reshape(chains, 1), upper], 1)
         self._swap(levels)
         self.rounds += 1
@@ -147,26 +152,31 @@ class PTRun:
         """Start the statistics anew."""
         for counted in (self.rejections, self.offers, self.acceptance, self.trips, self.visited):
             counted.zero_()
-        self.moments = [torch.zeros_like(self.scales), torch.zeros_like(self.scales)]
+        levels, dim = self.ensemble.x.shape[1] - 1, self.ensemble.x.shape[-1]
+        like = self.positions
+        self.moments = [like.new_zeros(levels, dim), like.new_zeros(levels, dim, dim)]
         self.rounds = 0
 
     def watch(self) -> None:
         """Add the present replicas to the moments from which scales are taken."""
-        x = self.ensemble.x[:, 1:]
-        self.moments[0] += x.mean(0)
-        self.moments[1] += x.square().mean(0)
+        x = self.ensemble.x[:, 1:].double().transpose(0, 1)
+        self.moments[0] += x.mean(1)
+        self.moments[1] += x.mT @ x / x.shape[1]
 
     def retune(self) -> None:
         """Set the scales to the standard deviations seen, and the temperatures where all swaps are rejected alike."""
         count = max(1, self.rounds)
-        mean = self.moments[0] / count
-        variance = self.moments[1] / count - mean.square()
-        scale = variance.clamp_min(0.0).sqrt()
-        usable = scale > 1e-6 * scale.max(-1, keepdim=True).values
-        new = torch.where(usable, scale, self.scales)
+        # Draws of successive rounds are correlated; a quarter of them is a cautious count.
+        effective = max(self.num_chains, 0.25 * count * self.num_chains)
+        new = Preconditioner.stack(
+            [
+                Preconditioner.of_moments(self.mass, mean, second, effective)
+                for mean, second in zip(self.moments[0] / count, self.moments[1] / count, strict=True)
+            ]
+        ).to(self.ensemble.x)
         # Step sizes are in units of the scales: their product should not jump.
-        self.step_sizes = self.step_sizes * (self.scales.log().mean(-1) - new.log().mean(-1)).exp()
-        self.scales = new
+        self.step_sizes = self.step_sizes * (self.scale.log_size - new.log_size).exp()
+        self.scale = new
         self.positions = torch.from_numpy(equalise(self.positions.cpu().numpy(), self.rejection_rates)).to(
             self.positions
         )
@@ -180,7 +190,7 @@ class PTRun:
     # Checkpoints -------------------------------------------------------------------------------------------------
 
     _tensors = (
-        *("positions", "step_sizes", "scales", "replicas", "visited", "trips", "rejections", "offers"),
+        *("positions", "step_sizes", "replicas", "visited", "trips", "rejections", "offers"),
         "acceptance",
     )
 
@@ -189,7 +199,8 @@ class PTRun:
         tensors = self.ensemble.state()
         tensors |= {name: getattr(self, name) for name in self._tensors}
         tensors |= {f"moments.{index}": value for index, value in enumerate(self.moments)}
-        return tensors, {"rounds": self.rounds}
+        tensors["scale"] = self.scale.factor
+        return tensors, {"rounds": self.rounds, "is_dense": self.scale.is_dense}
 
     @classmethod
     def restore(
@@ -198,13 +209,15 @@ class PTRun:
         target: Energy,
         kernel: Kernel,
         num_moves: int,
+        mass: str,
         tensors: dict[str, Tensor],
         described: dict[str, Any],
     ) -> PTRun:
         """The run that :meth:`state` was taken from."""
         ensemble = Ensemble.restore(tensors)
         named: dict[str, Any] = {name: tensors[name] for name in cls._tensors}
-        run = cls(proposal, target, kernel, num_moves, ensemble=ensemble, **named)
+        scale = Preconditioner(tensors["scale"], described["is_dense"])
+        run = cls(proposal, target, kernel, num_moves, mass, ensemble=ensemble, scale=scale, **named)
         run.rounds = described["rounds"]
         run.moments = [tensors["moments.0"], tensors["moments.1"]]
         return run

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
+
 __all__ = ["Stage", "conditional_ess", "next_position"]
 
 SMALLEST_STEP = 1e-12
@@ -20,24 +22,26 @@ class Stage:
 
     :ivar position: :math:`\lambda`, from 0 (the reference) to 1 (the target).
     :ivar resample: whether the particles are resampled before they move.
-    :ivar scale: unit of the step sizes, ``(dim,)``.
+    :ivar scale: the variables in which they move.
+    :ivar num_steps: leapfrog steps of each move.
     :ivar step_sizes: one for each move.
     """
 
     position: float
     resample: bool
-    scale: Tensor
+    scale: Preconditioner
+    num_steps: int = 1
     step_sizes: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, which JSON returns bit for bit."""
-        return {**self.__dict__, "scale": self.scale.tolist(), "step_sizes": list(self.step_sizes)}
+        return {**self.__dict__, "scale": self.scale.to_dict(), "step_sizes": list(self.step_sizes)}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any], like: Tensor) -> Stage:
         """The inverse of :meth:`to_dict`."""
-        scale = torch.tensor(plain["scale"], dtype=like.dtype, device=like.device)
-        return cls(plain["position"], plain["resample"], scale, list(plain["step_sizes"]))
+        scale = Preconditioner.from_dict(plain["scale"], like)
+        return cls(plain["position"], plain["resample"], scale, plain["num_steps"], list(plain["step_sizes"]))
 
 
 def conditional_ess(log_weights: Tensor, increments: Tensor) -> float:

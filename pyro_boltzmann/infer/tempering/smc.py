@@ -36,7 +36,9 @@ def smc(
     kernel: str = "hmc",
     num_steps: int = 5,
     num_moves: int = 2,
+    max_moves: int = 20,
     step_size: float | None = None,
+    mass: str = "diagonal",
     conditional_ess: float = 0.9,
     resample_below: float = 0.5,
     resampler: str = "systematic",
@@ -74,8 +76,11 @@ def smc(
     :param proposal: where tempering starts; :func:`~.proposal.resolve_proposal` says what is accepted. A trained flow
         is corrected by this; the default is Gaussian.
     :param kernel: ``"hmc"``, ``"mala"`` or ``"rwm"`` (which needs no gradients).
-    :param num_steps: leapfrog steps of an HMC move.
-    :param num_moves: moves at each temperature.
+    :param num_steps: leapfrog steps of an HMC move, at most: fewer where a trajectory would pass a quarter of a period.
+    :param num_moves: moves at each temperature, at least.
+    :param max_moves: at most: more moves are made while they still carry the particles further from where they stood.
+    :param mass: ``"diagonal"``, the inverse variances of the particles; ``"dense"``, their inverse covariance, shrunk
+        towards its diagonal where they have few independent ancestors; or ``"identity"``.
     :param step_size: the first, in units of the particles' standard deviations; it adapts to an acceptance of 0.8
         (HMC), 0.6 (MALA) or 0.3 (random walk).
     :param conditional_ess: a fraction in (0, 1); closer to one, more temperatures.
@@ -89,7 +94,8 @@ def smc(
     :param checkpoint: file to keep the run in; the same call continues from it, bit for bit on the CPU.
     :param seed: run from this seed and leave the global generator as it was.
     :param save_to: netCDF file for the draws.
-    :return: draws with ``info["smc"]``: label, ladder (``positions``, ``acceptance``, ``step_sizes``, ``resampled``),
+    :return: draws with ``info["smc"]``: label, ladder (``positions``, ``acceptance``, ``step_sizes``,
+        ``num_steps``, ``num_moves``, ``resampled``),
         ``log_z_by_chain``, ``num_roots`` (distinct first ancestors of each chain); ``info["z"]`` holds the
         unconstrained vectors (not saved).
     :raises ValueError: for settings out of their range.
@@ -109,10 +115,12 @@ def smc(
         _chain_length(num_samples, num_chains),
         make_kernel(kernel, num_steps),
         num_moves,
+        num_moves if waste_free else max(num_moves, max_moves),
         conditional_ess,
         resample_below,
         resampler,
         waste_free,
+        mass,
     )
     if save_to is not None:
         check_writable(save_to)
@@ -190,6 +198,8 @@ def _draws(run: SMCRun, constrain: Any, keeper: Keeper, pilot: Keeper | None) ->
                 "positions": [stage.position for stage in stages],
                 "resampled": [stage.resample for stage in stages],
                 "step_sizes": [stage.step_sizes[-1] if stage.step_sizes else None for stage in stages],
+                "num_steps": [stage.num_steps for stage in stages],
+                "num_moves": [len(stage.step_sizes) for stage in stages],
                 "acceptance": run.acceptance,
                 "log_z_by_chain": run.log_z_now().tolist(),
                 "num_roots": [len(chain.unique()) for chain in run.roots],

@@ -13,12 +13,14 @@ from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError
 from pyro_boltzmann.infer.tempering.ensemble import Ensemble, Kernel, evaluate, move
+from pyro_boltzmann.infer.tempering.preconditioner import MASSES, Preconditioner
 from pyro_boltzmann.infer.tempering.proposal import Proposal
 from pyro_boltzmann.infer.tempering.schedule import Stage, next_position
 
 __all__ = ["SMCRun", "SMCSettings"]
 
 ADAPTATION_RATE = 1.0
+FORGOTTEN = 0.8
 NAMES = {"threshold": "conditional_ess", "resample_below": "resample_below"}
 
 
@@ -30,18 +32,24 @@ class SMCSettings:
     chain_length: int
     kernel: Kernel
     num_moves: int
+    max_moves: int
     threshold: float
     resample_below: float
     resampler: str
     waste_free: bool
+    mass: str
 
     def __post_init__(self) -> None:
         for name in ("threshold", "resample_below"):
             value = getattr(self, name)
             if not 0.0 < value < 1.0:
                 raise ValueError(f"{NAMES[name]} must lie in (0, 1), got {value}")
-        if self.num_moves < 1:
-            raise ValueError(f"num_moves must be positive, got {self.num_moves}")
+        if not 1 <= self.num_moves <= self.max_moves:
+            raise ValueError(
+                f"expected 1 <= num_moves <= max_moves, got num_moves={self.num_moves} and max_moves={self.max_moves}"
+            )
+        if self.mass not in MASSES:
+            raise ValueError(f"mass must be one of {', '.join(MASSES)}, got {self.mass!r}")
         if self.resampler not in RESAMPLERS:
             raise ValueError(f"resampler must be one of {sorted(RESAMPLERS)}, got {self.resampler!r}")
         if self.waste_free and self.chain_length % (self.num_moves + 1):
@@ -114,13 +122,17 @@ class SMCRun:
         log_weights = self.log_weights + _increment(position - self.position, differences)
         weights = log_weights.softmax(-1)
         ess = float((1.0 / weights.square().sum(-1)).mean()) / settings.chain_length
-        x = self.ensemble.x
-        pooled = weights.to(x).unsqueeze(-1) / settings.num_chains
-        mean = (pooled * x).sum((0, 1))
-        scale = (pooled * (x - mean).square()).sum((0, 1)).sqrt()
-        # Particles that all sit at one place have no scale of their own.
-        scale = torch.where(scale.isfinite() & (scale > 1e-6 * scale.max()), scale, torch.ones_like(scale))
-        return Stage(position, settings.waste_free or ess < settings.resample_below, scale)
+        x, pooled = self.ensemble.x.flatten(0, 1).double(), weights.flatten() / settings.num_chains
+        second = (pooled.unsqueeze(-1) * x).mT @ x
+        scale = Preconditioner.of_moments(settings.mass, pooled @ x, second, self._num_independent(weights))
+        resample = settings.waste_free or ess < settings.resample_below
+        num_steps = settings.kernel.fitting(self.step_size).num_steps
+        return Stage(position, resample, scale.to(self.ensemble.x), num_steps)
+
+    def _num_independent(self, weights: Tensor) -> float:
+        """Effective number of first ancestors: a covariance of relatives says more of them than of the density."""
+        shares = torch.zeros_like(weights).scatter_add_(1, self.roots, weights)
+        return float((1.0 / shares.square().sum(-1)).sum())
 
     def advance(self, stage: Stage) -> None:
         """Reweight, resample and move to the next temperature; a stage without step sizes is adapted and fills them."""
@@ -133,22 +145,46 @@ class SMCRun:
         else:
             if stage.resample:
                 self._resample(self.settings.chain_length)
-            rates = [self._move(stage, index) for index in range(self.settings.num_moves)]
+            adapts = not stage.step_sizes
+            rates = self._moves_until_forgotten(stage) if adapts else self._moves(stage, len(stage.step_sizes))
         self.acceptance.append(sum(rates) / max(1, len(rates)))
         self.stages.append(stage)
 
+    def _moves(self, stage: Stage, number: int) -> list[float]:
+        return [self._move(stage, index) for index in range(number)]
+
+    def _moves_until_forgotten(self, stage: Stage) -> list[float]:
+        r"""Moves until they lead no further from where the particles stood.
+
+        The squared jump of a coordinate, :math:`\sum_i W_i (x_i - x_i^{(0)})^2 / 2 \operatorname{Var}`, rises to one
+        where a particle forgets its place, and stops short of it where it is caught in a mode. More moves are made
+        while any rises by more than a tenth at a move.
+        """
+        weights = self.log_weights.softmax(-1).to(self.ensemble.x).unsqueeze(-1) / self.settings.num_chains
+        start = self.ensemble.x
+        spread = 2.0 * (weights * (start - (weights * start).sum((0, 1))).square()).sum((0, 1))
+        rates = self._moves(stage, self.settings.num_moves)
+        before = (weights * (self.ensemble.x - start).square()).sum((0, 1))
+        for index in range(self.settings.num_moves, self.settings.max_moves):
+            rates.append(self._move(stage, index))
+            jump = (weights * (self.ensemble.x - start).square()).sum((0, 1))
+            if bool(((jump < 1.1 * before) | (jump > FORGOTTEN * spread)).all()):
+                break
+            before = jump
+        return rates
+
     def _move(self, stage: Stage, index: int) -> float:
         adapts = len(stage.step_sizes) <= index
+        kernel = self.settings.kernel._replace(num_steps=stage.num_steps)
         if adapts:
-            stage.step_sizes.append(self.step_size)
-        kernel = self.settings.kernel
+            stage.step_sizes.append(min(self.step_size, kernel.largest_step))
         moved = move(
             self.ensemble, self.reference, self.target, stage.position, kernel, stage.step_sizes[index], stage.scale
         )
         self.ensemble = moved.ensemble
         rate = float(moved.acceptance.mean())
         if adapts:
-            self.step_size *= math.exp(ADAPTATION_RATE * (rate - kernel.target_acceptance))
+            self.step_size = stage.step_sizes[index] * math.exp(ADAPTATION_RATE * (rate - kernel.target_acceptance))
         return rate
 
     def _resample(self, size: int) -> None:
