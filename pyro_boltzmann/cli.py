@@ -43,6 +43,7 @@ The same command continues a run that was stopped; a finished training is not re
 examples:
   pyro-boltzmann sample double_well --sampler snf --num-samples 100000 --seed 0 --out double_well_run
   pyro-boltzmann sample eight_schools --sampler flow --num-samples 20000 --seed 1 --out schools --minutes 2
+  pyro-boltzmann sample dw4 --sampler smc --num-samples 16000 --seed 0 --out dw4_smc
   pyro-boltzmann sample my_energies:ring --dim 2 --num-samples 50000 --seed 0 --out ring
 
 files in DIR: samples.nc (ArviZ), report.json, PNG pictures, checkpoint.safetensors, run.json (whose checkpoint it is)
@@ -181,6 +182,7 @@ def _sample(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         minutes=arguments.minutes,
         dim=arguments.dim,
+        freeze=arguments.freeze,
         progress=not arguments.no_progress,
         announce=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -246,11 +248,17 @@ def _parser() -> _Parser:
 
     sample = command("sample", _sample, "train a sampler on a target and draw weighted samples", SAMPLE_EXAMPLES)
     sample.add_argument("target", metavar="TARGET", help="a catalogue name, or module:function")
-    sample.add_argument("--sampler", default="snf", metavar="NAME", help="snf (stochastic flow, the default) or flow")
+    sample.add_argument(
+        "--sampler",
+        default="snf",
+        metavar="NAME",
+        help="snf (stochastic flow, default), flow, smc (sequential Monte Carlo) or pt (parallel tempering)",
+    )
     sample.add_argument(
         "--num-samples", type=_positive_int, required=True, metavar="N", help="number of weighted draws"
     )
     sample.add_argument("--dim", type=_positive_int, metavar="D", help="dimension, for an energy without attribute dim")
+    sample.add_argument("--freeze", action="store_true", help="smc: run again on the ladder of a pilot, unbiased")
     sample.add_argument("--no-progress", action="store_true", help="no progress bars (they go to stderr)")
 
     reproduce = command("reproduce", _reproduce, "run a published experiment again", REPRODUCE_EXAMPLES)

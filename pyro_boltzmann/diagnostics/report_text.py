@@ -16,6 +16,10 @@ __all__ = ["format_report", "weight_metrics"]
 _HEAD = ("metric", "value", "error", "truth", "floor")
 
 
+NO_TAIL = "draws that were resampled have no weights whose tail could tell; errors come from their roots or chains"
+NO_BOUND = "the last weights of resampled draws bound nothing"
+
+
 def weight_metrics(
     weighted_samples: WeightedSamples,
     *,
@@ -33,10 +37,10 @@ def weight_metrics(
     rows = {
         "log_z": Metric(ws.log_normalizer, ws.log_normalizer_error, truth=log_z),
         "ess": Metric(ws.ess),
-        "khat": Metric(ws.khat),
+        "khat": Metric(ws.khat) if ws.roots is None else Metric(None, reason=NO_TAIL),
         "max_weight": Metric(ws.max_weight),
         "n_nonfinite": Metric(ws.num_nonfinite),
-        "elbo": Metric(ws.elbo, ws.elbo_error, truth=known),
+        "elbo": Metric(ws.elbo, ws.elbo_error, truth=known) if ws.roots is None else Metric(None, reason=NO_BOUND),
     }
     if reverse_log_weights is not None:
         rows["eubo"] = Metric(*_weights.eubo(reverse_log_weights), truth=known)

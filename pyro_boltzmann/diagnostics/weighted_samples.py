@@ -135,19 +135,21 @@ class WeightedSamples:
         r"""Delta-method standard error of :attr:`log_normalizer`; means nothing unless :attr:`reliable`."""
         if self.log_normalizer_by_chain is not None:
             return float(self.log_normalizer_by_chain.double().std()) / math.sqrt(self.num_chains)
-        if self.roots is None:
+        if self.groups is None:
             return _weights.log_normalizer_error(self.log_weights)
-        if self.num_chains >= ENOUGH_CHAINS:
-            return _weights.grouped_log_normalizer_error(self.log_weights, self._groups, self.num_chains)
-        return _weights.grouped_log_normalizer_error(self.log_weights, self._groups, self.num_samples)
+        number = self.num_chains if self.num_chains >= ENOUGH_CHAINS else self.num_samples
+        return _weights.grouped_log_normalizer_error(self.log_weights, self.groups, number)
 
     @cached_property
     def _chain(self) -> Tensor:
         return torch.arange(self.num_samples, device=self.log_weights.device) // (self.num_samples // self.num_chains)
 
     @cached_property
-    def _groups(self) -> Tensor:
-        """Labels of draws that depend on each other: one a chain where there are enough, otherwise one a root."""
+    def groups(self) -> Tensor | None:
+        """Labels ``(N,)`` of resampled draws that depend on each other: one a chain where there are four or more,
+        otherwise one a root. ``None`` where nothing was resampled."""
+        if self.roots is None:
+            return None
         return self._chain.cpu() if self.num_chains >= ENOUGH_CHAINS else self._roots_apart
 
     @property
@@ -223,10 +225,10 @@ class WeightedSamples:
         """
         (first, *others) = self.samples.values()
         values = f(dict(self.samples) if others else first)
-        if self.roots is None:
+        if self.groups is None:
             mean, error = _weights.expectation(self.log_weights, values.detach().cpu())
         else:
-            mean, error = _weights.grouped_expectation(self.log_weights, values.detach().cpu(), self._groups)
+            mean, error = _weights.grouped_expectation(self.log_weights, values.detach().cpu(), self.groups)
         device = self.log_weights.device
         return torch.from_numpy(mean).to(device), torch.from_numpy(error).to(device)
 

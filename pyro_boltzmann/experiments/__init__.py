@@ -18,6 +18,8 @@ __all__ = ["EXPERIMENTS", "Experiment", "UnknownExperimentError", "load_experime
 EXPERIMENTS: dict[str, str] = {
     "snf-double-well": "pyro_boltzmann.experiments.snf_double_well",
     "eight-schools": "pyro_boltzmann.experiments.eight_schools",
+    "smc-catalogue": "pyro_boltzmann.experiments.smc_catalogue",
+    "certify": "pyro_boltzmann.experiments.certify",
     "vae-digits": "pyro_boltzmann.experiments.vae_digits",
 }
 """Names of experiments and the modules that hold them."""

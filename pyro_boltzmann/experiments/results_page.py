@@ -72,7 +72,9 @@ def _table(report: Mapping[str, Any], columns: Sequence[str], models: Sequence[s
         metrics = report["models"][name]
         shown = f"**{name}**" if name == report["sampler"] else name
         khat = (metrics.get("khat") or {}).get("value")
-        reliable = khat is not None and khat <= limit
+        # Without a k-hat, errors from replicates stand in the report where they mean something, and nowhere else.
+        replicated = (metrics.get("log_z") or {}).get("std_error") is not None
+        reliable = replicated if khat is None else khat <= limit
         cells = [_cell(metrics.get(c), has_error=c in _WEIGHTED, reliable=reliable) for c in columns]
         verdict = [_verdict(khat, limit)] if verdicts else []
         lines.append("| " + " | ".join([shown, *cells, *verdict]) + " |")

@@ -69,15 +69,21 @@ def _energy_distance(ws: WeightedSamples, exact: Tensor) -> Metric:
     size = min(len(exact) // (2 * FLOOR_REPEATS + 1), int(ws.ess * ws.num_samples))
     if size < 2:
         return Metric(None, reason="the effective sample size is below two draws")
-    used = slice(0, min(ws.num_samples, math.ceil(size / ws.ess)))
+    used = _spread(ws, size)
     assert ws.energy is not None
-    log_weights = ws.log_weights[used].cpu()
+    log_weights = ws.log_weights.cpu()[used]
     if not bool(torch.isfinite(log_weights).any()):
-        return Metric(None, reason="the first draws all have zero weight")
+        return Metric(None, reason="the draws taken all have zero weight")
     blocks = iter(exact.cpu().split(size))
-    value = energy_w2(ws.energy[used].cpu(), next(blocks), log_weights)
+    value = energy_w2(ws.energy.cpu()[used], next(blocks), log_weights)
     floor, _ = sampling_floor(energy_w2, lambda: next(blocks), FLOOR_REPEATS)
     return Metric(value, floor=floor, num_samples=_if_fewer(size, ws))
+
+
+def _spread(ws: WeightedSamples, size: int) -> Tensor:
+    """Indices of as many draws as have the Kish size ``size``, from all chains alike."""
+    number = min(ws.num_samples, math.ceil(size / ws.ess))
+    return torch.arange(number) * ws.num_samples // number
 
 
 def _transport(
@@ -120,14 +126,14 @@ def _distance_tv(ws: WeightedSamples, particles: np.ndarray[Any, Any], reference
     size = min(len(reference) // (2 * FLOOR_REPEATS + 1), int(ws.ess * ws.num_samples))
     if size < 2:
         return Metric(None, reason="the effective sample size is below two draws")
-    used = slice(0, min(ws.num_samples, math.ceil(size / ws.ess)))
-    log_weights = ws.log_weights[used].cpu()
+    used = _spread(ws, size)
+    log_weights = ws.log_weights.cpu()[used]
     if not bool(torch.isfinite(log_weights).any()):
-        return Metric(None, reason="the first draws all have zero weight")
+        return Metric(None, reason="the draws taken all have zero weight")
     # One range for the value and for every floor.
     bins = DistanceBins.spanning(reference[:size])
     blocks = iter(reference.split(size))
-    value = distance_tv(particles[used], next(blocks), log_weights, bins=bins)
+    value = distance_tv(particles[used.numpy()], next(blocks), log_weights, bins=bins)
     floor, _ = sampling_floor(lambda a, b: distance_tv(a, b, bins=bins), lambda: next(blocks), FLOOR_REPEATS)
     return Metric(value, floor=floor, num_samples=_if_fewer(size, ws))
 

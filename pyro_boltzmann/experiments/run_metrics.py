@@ -122,13 +122,15 @@ def _virial(ws: WeightedSamples, z: Tensor, energy: Energy, dof: int) -> Metric:
     if ws.num_nonfinite:
         reason = "not valid across walls: some draws have energy +inf"
         return Metric(None, truth=float(dof), reason=reason)
-    part = slice(0, GRADIENT_DRAWS)
+    number = min(ws.num_samples, GRADIENT_DRAWS)
+    part = torch.arange(number) * ws.num_samples // number  # from all chains alike
     try:
         with torch.no_grad():
             _, gradient = energy_and_gradient(energy, z[part])
     except EnergyError as error:
         return Metric(None, truth=float(dof), reason=str(error))
-    value, std_error = virial(z[part].cpu(), gradient.cpu(), ws.log_weights[part].cpu())
+    groups = None if ws.groups is None else ws.groups[part]
+    value, std_error = virial(z[part].cpu(), gradient.cpu(), ws.log_weights.cpu()[part], groups=groups)
     fewer = GRADIENT_DRAWS if ws.num_samples > GRADIENT_DRAWS else None
     return Metric(value, std_error, truth=float(dof), num_samples=fewer)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_boltzmann.diagnostics import WeightedSamples
 from pyro_boltzmann.diagnostics.plots import (
     plot_energy_histogram,
+    plot_ladder,
     plot_log_weights,
     plot_path_ess,
     plot_samples_over_energy,
@@ -43,7 +44,7 @@ def write_plots(
     exact_energies: Tensor | None = None,
     skip: tuple[str, ...] = (),
 ) -> list[Path]:
-    """Draw what the run allows: ``samples``, ``log_weights``, ``energies``, ``path_ess`` and ``training``, as PNG.
+    """Draw what a run allows: samples, log weights or ladder, energies, ESS along the path, training, as PNG.
 
     A picture that cannot be drawn (a single draw, say) is left out with a warning: it is not worth a run.
 
@@ -72,7 +73,10 @@ def _pictures(
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
     if z.shape[-1] >= 2:
         yield SAMPLES_PICTURE, lambda: _samples(ws, z, energy, target)
-    yield "log_weights.png", lambda: plot_log_weights(ws.log_weights)
+    if ws.roots is None:
+        yield "log_weights.png", lambda: plot_log_weights(ws.log_weights)
+    else:
+        yield "ladder.png", lambda: _ladder(ws)
     energies = ws.energy
     if energies is not None:
         exact = None if exact_energies is None else exact_energies[: len(energies)].cpu().numpy()
@@ -82,6 +86,14 @@ def _pictures(
     history = ws.info.get("training") or {}
     if history.get("step"):
         yield "training.png", lambda: _training(history, target)
+
+
+def _ladder(ws: WeightedSamples) -> Figure:
+    tempering = ws.info.get("parallel_tempering")
+    if tempering is not None:
+        return plot_ladder(tempering["positions"][1:], tempering["acceptance"], rejections=tempering["rejections"])
+    annealing = ws.info["smc"]
+    return plot_ladder(annealing["positions"], annealing["acceptance"], resampled=annealing["resampled"])
 
 
 def _samples(ws: WeightedSamples, z: Tensor, energy: Energy | None, target: Target | None) -> Figure:

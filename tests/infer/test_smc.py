@@ -147,8 +147,8 @@ def test_moments_and_errors_with_chains():
 
 
 def test_a_run_that_coalesced_is_not_reliable():
-    # Two distant modes of a random walk that cannot move: everything descends from a few first draws.
-    draws = run(lambda x: 5000.0 * (x - 3.0).square().sum(-1), num_samples=100, kernel="rwm", step_size=1e-6)
+    # Too few particles, and one move each: everything descends from a few first draws.
+    draws = run(lambda x: 5000.0 * (x - 3.0).square().sum(-1), num_samples=24, num_moves=1, max_moves=1)
     assert draws.num_independent < 8
     assert not draws.reliable
     assert "independent" in draws.summary()

@@ -5,14 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyro_boltzmann.diagnostics.weights import expectation, normalized_weights
+from pyro_boltzmann.diagnostics.weights import expectation, grouped_expectation, normalized_weights
 from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["virial"]
 
 
 def virial(
-    x: ArrayLike, gradient: ArrayLike, log_weights: ArrayLike | None = None, *, particle_dim: int | None = None
+    x: ArrayLike,
+    gradient: ArrayLike,
+    log_weights: ArrayLike | None = None,
+    *,
+    particle_dim: int | None = None,
+    groups: ArrayLike | None = None,
 ) -> tuple[float, float]:
     r"""Stein's identity :math:`E[(x - \bar x) \cdot \nabla u(x)] = \mathrm{dof}` and its standard error.
 
@@ -23,6 +28,8 @@ def virial(
     :param x: ``(N, d)``, or positions of particles ``(N, num_particles, particle_dim)``.
     :param gradient: gradient of the energy, of the shape of ``x``.
     :param particle_dim: space dimension of particle configurations that are given as ``(N, d)``.
+    :param groups: labels ``(N,)`` of draws that depend on each other
+        (:func:`~pyro_boltzmann.diagnostics.weights.grouped_expectation`).
     :raises ShapeError: if the shapes differ, or ``particle_dim`` does not divide ``d``.
 
     >>> x = np.random.default_rng(0).normal(size=(1000, 3))
@@ -44,5 +51,9 @@ def virial(
     if position.ndim == 3 or particle_dim is not None:
         particles = position.reshape(len(position), -1, particle_dim or size)
         position = particles - particles.mean(1, keepdims=True)
-    mean, error = expectation(zeros[used], (position.reshape(force.shape) * force).reshape(len(force), -1).sum(1))
+    values = (position.reshape(force.shape) * force).reshape(len(force), -1).sum(1)
+    if groups is None:
+        mean, error = expectation(zeros[used], values)
+    else:
+        mean, error = grouped_expectation(zeros[used], values, np.asarray(groups)[used])
     return float(mean), float(error)

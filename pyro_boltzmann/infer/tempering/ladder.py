@@ -63,21 +63,23 @@ def ladder_log_z(positions: ArrayLike, differences: ArrayLike) -> float:
 
 
 def thermodynamic_integral(positions: ArrayLike, differences: ArrayLike) -> float:
-    r""":math:`\log Z = -\int_0^1 E_\lambda[u - u_0]\, d\lambda` by the trapezoidal rule with its end correction from
-    the variances, :math:`\tfrac{h^2}{12}\,(\mathrm{Var}_{\lambda_{k+1}} - \mathrm{Var}_{\lambda_k})`, since
-    :math:`dE_\lambda[u - u_0] / d\lambda = -\mathrm{Var}_\lambda[u - u_0]`.
+    r""":math:`\log Z = -\int_0^1 E_\lambda[u - u_0]\, d\lambda`, as :math:`-\int f\, dt` of
+    :math:`f = \lambda E_\lambda[u - u_0]` over :math:`t = \log \lambda`.
 
-    An independent check of :func:`ladder_log_z` where the first mean exists; across a hard core it does not, and
-    the first interval is taken by exponential averaging from its lower end.
+    The trapezoidal rule with its end correction :math:`\tfrac{h^2}{12} (f'_k - f'_{k+1})`, where
+    :math:`f' = \lambda E_\lambda - \lambda^2 \operatorname{Var}_\lambda`. An independent check of :func:`ladder_log_z`, with
+    an error of its own where the ladder is coarse. The interval from the reference, across which a mean need
+    not exist, is taken by exponential averaging.
 
     :param differences: ``(K, T)``.
 
     Source: Kirkwood, Statistical mechanics of fluid mixtures (1935).
     """
     ladder, d = np.asarray(positions), np.asarray(differences, dtype=np.float64)
-    steps, means, variances = np.diff(ladder), d.mean(1), d.var(1)
-    total = float(logsumexp(-steps[0] * d[0]) - np.log(d.shape[1]))
-    for k in range(1, len(steps)):
-        h = steps[k]
-        total += -0.5 * h * (means[k] + means[k + 1]) + h**2 / 12.0 * (variances[k] - variances[k + 1])
+    total = float(logsumexp(-ladder[1] * d[0]) - np.log(d.shape[1]))
+    upper = ladder[1:]
+    f = upper * d[1:].mean(1)
+    slope = f - upper**2 * d[1:].var(1)
+    h = np.diff(np.log(upper))
+    total -= float((0.5 * h * (f[:-1] + f[1:]) + h**2 / 12.0 * (slope[:-1] - slope[1:])).sum())
     return total

@@ -131,7 +131,7 @@ def smc(
     identity = {"sampler": "smc", "dim": problem.dim, "seed": seed, "step_size": first_step, **settings.to_dict()}
 
     def run_pass(name: str, ladder: list[Stage] | None) -> tuple[SMCRun, Keeper]:
-        place = file if file is None or name == "smc" else file.with_name(f"{file.name}.{name}")
+        place = file if file is None or name == "smc" else file.with_name(f"{file.stem}-{name}{file.suffix}")
         keeper = Keeper(place, checkpoint_every, {**identity, "pass": name, "freeze": freeze}, resume=resume)
         with count_evaluations() as keeper.count:
             kept = keeper.load()
