@@ -19,6 +19,7 @@ EXPERIMENTS: dict[str, str] = {
     "snf-double-well": "pyro_boltzmann.experiments.snf_double_well",
     "eight-schools": "pyro_boltzmann.experiments.eight_schools",
     "smc-catalogue": "pyro_boltzmann.experiments.smc_catalogue",
+    "teacher-student": "pyro_boltzmann.experiments.teacher_student",
     "certify": "pyro_boltzmann.experiments.certify",
     "vae-digits": "pyro_boltzmann.experiments.vae_digits",
 }

@@ -67,9 +67,9 @@ def thermodynamic_integral(positions: ArrayLike, differences: ArrayLike) -> floa
     :math:`f = \lambda E_\lambda[u - u_0]` over :math:`t = \log \lambda`.
 
     The trapezoidal rule with its end correction :math:`\tfrac{h^2}{12} (f'_k - f'_{k+1})`, where
-    :math:`f' = \lambda E_\lambda - \lambda^2 \operatorname{Var}_\lambda`. An independent check of :func:`ladder_log_z`, with
-    an error of its own where the ladder is coarse. The interval from the reference, across which a mean need
-    not exist, is taken by exponential averaging.
+    :math:`f' = \lambda E_\lambda - \lambda^2 \operatorname{Var}_\lambda`. An independent check of
+    :func:`ladder_log_z`, with an error of its own where the ladder is coarse. The interval from the reference, across
+    which a mean need not exist, is taken by exponential averaging.
 
     :param differences: ``(K, T)``.
 
