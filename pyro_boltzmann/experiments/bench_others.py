@@ -1,14 +1,15 @@
 """``make bench-others``: samplers of other libraries beside ours, on the catalogue's targets, over a range of budgets.
 
 Every run is a line of JSON in ``OUT/records.jsonl``, written when it ends; the same command goes on where the last one
-stopped, and writes the page and its pictures from all the lines there are. Small budgets of all samplers come first,
-so that a run that is cut short is a fair comparison of what it holds. A run whose cost, extrapolated from the smaller
-budgets of its series, is above ``--limit`` is left out.
+stopped, and writes the page and its pictures from all the lines there are. Seeds come one after the other, and in each
+the small budgets of all samplers first, so that a run that is cut short compares what it holds fairly. A run whose
+cost, extrapolated from the smaller budgets of its series, is above ``--limit`` is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import time
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS-1 (3)")
     parser.add_argument("--minutes", type=float, default=22.0, help="start no run after so many minutes (22)")
-    parser.add_argument("--limit", type=float, default=20.0, help="CPU seconds that one run may be expected to take (20)")
+    parser.add_argument(
+        "--limit", type=float, default=20.0, help="CPU seconds that one run may be expected to take (20)"
+    )
     parser.add_argument("--page-only", action="store_true", help="run nothing, write the page of what is there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -78,16 +81,14 @@ def _collect(path: Path, records: list[Record], options: argparse.Namespace) -> 
 
 
 def _jobs(names: Sequence[str], targets: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int, int]]:
-    """Checks first, then budget by budget; seeds last, because they share what is compiled."""
+    """Checks first, then seed by seed, and for each seed budget by budget."""
     for name in names:
         if METHODS[name].has_log_z and not METHODS[name].is_ours:
             yield name, CHECK, METHODS[name].sizes[1], 0
-    for level in range(max(len(METHODS[name].sizes) for name in names) if names else 0):
-        for target in targets:
-            for name in names:
-                if level < len(METHODS[name].sizes):
-                    for seed in range(seeds):
-                        yield name, target, METHODS[name].sizes[level], seed
+    levels = range(max((len(METHODS[name].sizes) for name in names), default=0))
+    for seed, level, target, name in itertools.product(range(seeds), levels, targets, names):
+        if level < len(METHODS[name].sizes):
+            yield name, target, METHODS[name].sizes[level], seed
 
 
 def predicted_seconds(records: Sequence[Record], method: str, target: str, size: int) -> float | None:
@@ -109,7 +110,8 @@ def predicted_seconds(records: Sequence[Record], method: str, target: str, size:
     power = 1.0
     if len(times) == 2 and times[0]:
         power = math.log(last / (sum(times[0]) / len(times[0]))) / math.log(sizes[-1] / sizes[-2])
-    return round(last * (size / sizes[-1]) ** min(1.0, max(0.0, power)), 6)
+    growth = math.pow(size / sizes[-1], min(1.0, max(0.0, power)))
+    return round(last * growth, 6)
 
 
 def _one(name: str, target: str, size: int, seed: int) -> Record:

@@ -59,7 +59,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "pyro_nuts": Method(
-        "Pyro NUTS", run_pyro_nuts, (20, 93, 431, 2000), "draws a chain", "pyro-ppl", ("pyro",), has_log_z=False
+        "Pyro NUTS", run_pyro_nuts, (10, 46, 215, 1000), "draws a chain", "pyro-ppl", ("pyro",), has_log_z=False
     ),
     "numpyro_nuts": Method(
         "NumPyro NUTS",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from pyro_boltzmann.diagnostics.weights import effective_sample_size
 from pyro_boltzmann.energies.boltzmann_model import BoltzmannModel
 from pyro_boltzmann.energies.evaluation import count_evaluations
@@ -27,7 +26,7 @@ def run_smc(problem: BenchProblem, size: int, seed: int) -> Outcome:
     """:func:`~pyro_boltzmann.smc` with ``size`` particles; effective are the first ancestors of the draws."""
     clock = CpuClock()
     with clock("run"), count_evaluations() as count:
-        draws = smc(*_subject(problem), num_samples=size, seed=seed, progress=False, **_dim(problem))
+        draws = smc(*_subject(problem), num_samples=size, seed=seed, progress=False, dim=_dim(problem))
     return Outcome(
         draws.info["z"].numpy(),
         draws.log_weights.numpy(),
@@ -50,7 +49,7 @@ def run_parallel_tempering(problem: BenchProblem, size: int, seed: int) -> Outco
             num_warmup=max(8, size),
             seed=seed,
             progress=False,
-            **_dim(problem),
+            dim=_dim(problem),
         )
     x = draws.info["z"].view(NUM_CHAINS, size, problem.dim).numpy()
     return Outcome(x, None, bulk_ess(x), draws.log_normalizer, count.values, count.gradients, clock.seconds["run"])
@@ -66,9 +65,7 @@ def run_stochastic_flow(problem: BenchProblem, size: int, seed: int) -> Outcome:
             guide = AutoStochasticFlow(
                 model, lambda energy, dim: architecture.blocks(energy, dim, problem.target)
             ).initialize()
-        architecture.train(
-            model, guide, seed=seed, target=problem.target, progress=False, scale=size / FULL_SCALE
-        )
+        architecture.train(model, guide, seed=seed, target=problem.target, progress=False, scale=size / FULL_SCALE)
         draws = importance_sample(model, guide, num_samples=100 * size, seed=seed + 100)
     weights = draws.log_weights.numpy()
     return Outcome(
@@ -86,5 +83,6 @@ def _subject(problem: BenchProblem) -> tuple[Any, ...]:
     return (problem.energy if problem.target is None else problem.target,)
 
 
-def _dim(problem: BenchProblem) -> dict[str, int]:
-    return {"dim": problem.dim} if problem.target is None else {}
+def _dim(problem: BenchProblem) -> int | None:
+    """Of an energy that does not know its own."""
+    return problem.dim if problem.target is None else None
