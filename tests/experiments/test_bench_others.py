@@ -18,7 +18,7 @@ from pyro_boltzmann.experiments.others.extra import need
 from pyro_boltzmann.experiments.others.page import refused_methods, write_page
 from pyro_boltzmann.experiments.others.problem import TARGETS, gaussian_problem
 from pyro_boltzmann.experiments.others.record import Outcome, read_records
-from pyro_boltzmann.experiments.others.summary import points_of, ranked
+from pyro_boltzmann.experiments.others.summary import largest, points_of, ranked
 
 # Other libraries warn as they please.
 others = pytest.mark.filterwarnings("ignore")
@@ -136,6 +136,10 @@ def test_points_are_medians_of_costs_and_root_mean_squares_of_errors() -> None:
         ("pb_smc", 5.0),
         ("dynesty", 5.0),
     ]
+    assert largest([dataclasses.replace(point, size=594), point, other]) == [
+        dataclasses.replace(point, size=594),
+        other,
+    ]
 
 
 def test_the_page_has_the_numbers_and_refuses_a_wrong_log_z(tmp_path: Path) -> None:
@@ -151,8 +155,8 @@ def test_the_page_has_the_numbers_and_refuses_a_wrong_log_z(tmp_path: Path) -> N
     ]
     assert set(refused_methods(records)) == {"blackjax_smc", "normflows"}
     text = write_page(tmp_path, records).read_text(encoding="utf-8")
-    assert "| dynesty | 20 live points | 1,000 | 2 |  | 50 | 20 | 40 | 40 | 0.125 | 0.100 |  |" in text
-    assert "| BlackJAX SMC | 128 particles | 600 | 1 |  | 60 | 10 | 16.7 | 16.7 | n/a |" in text
+    assert "| dynesty | 20 live points | 1 | 1,000 | 2 |  | 50 | 20 | 40 | 40 | 0.125 | 0.100 |  |" in text
+    assert "| BlackJAX SMC | 128 particles | 1 | 600 | 1 |  | 60 | 10 | 16.7 | 16.7 | n/a |" in text
     assert "0.875" not in text
     assert "no log Z is reported, because its log Z of a Gaussian is off by +1.50" in text
     assert "Pyro NUTS on eight_schools, 10 draws a chain: 1 failed (TooLongError: stopped)" in text
@@ -164,6 +168,7 @@ def test_a_second_call_runs_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(METHODS, "dynesty", dataclasses.replace(METHODS["dynesty"], modules=("no_such_library",)))
+    monkeypatch.setattr(bench_others, "write_page", lambda folder, records: folder)  # pictures take seconds
     command = ["--out", str(tmp_path), "--target", "double_well", "--method", "pb_smc", "dynesty", "--limit", "1e-9"]
     bench_others.main([*command, "--seeds", "1"])
     first = read_records(tmp_path / "records.jsonl")

@@ -58,7 +58,7 @@ def plot_curves(points: Sequence[Point], x: str, y: str, *, x_label: str, y_labe
                     [a for a, _ in some],
                     [b for _, b in some],
                     marker=marker,
-                    s=64 if marker == "*" else 34,
+                    s=70 if marker == "*" else 48 if marker in "PX" else 36,
                     facecolor="white" if is_far else color,
                     edgecolor=color,
                     linewidth=1.2,

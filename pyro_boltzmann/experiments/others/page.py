@@ -12,7 +12,15 @@ from pyro_boltzmann.experiments.others.curves import plot_curves
 from pyro_boltzmann.experiments.others.methods import METHODS
 from pyro_boltzmann.experiments.others.problem import TARGETS, bench_problem
 from pyro_boltzmann.experiments.others.record import Record
-from pyro_boltzmann.experiments.others.summary import FAR_LOG_Z, FAR_MEAN_ENERGY, FAR_MODES, Point, points_of, ranked
+from pyro_boltzmann.experiments.others.summary import (
+    FAR_LOG_Z,
+    FAR_MEAN_ENERGY,
+    FAR_MODES,
+    Point,
+    largest,
+    points_of,
+    ranked,
+)
 from pyro_boltzmann.experiments.results_page import processor
 
 __all__ = ["refused_methods", "write_page"]
@@ -87,7 +95,7 @@ def write_page(folder: Path, records: Sequence[Record]) -> Path:
         for record in records
         if record.target in TARGETS
     ]
-    points = points_of(kept)
+    points = sorted(points_of(kept), key=lambda point: TARGETS.index(point.target))
     for name, ((x, y, x_label, y_label), _) in FIGURES.items():
         save_figure(plot_curves(points, x, y, x_label=x_label, y_label=y_label), folder / f"{name}.png", dpi=110)
     lines = ["# Beside other samplers", "", INTRODUCTION, "", "## Who wins", "", *_winners(points), ""]
@@ -99,10 +107,9 @@ def write_page(folder: Path, records: Sequence[Record]) -> Path:
     lines += ["## Checks and gaps", "", *_checks(records, refused), ""]
     versions = sorted({record.version for record in records if record.version})
     seeds = len({record.seed for record in kept})
-    lines += [
-        f"{seeds} seeds, one thread on {processor()}, Python {platform.python_version()}, {', '.join(versions)}.",
-        "",
-    ]
+    told = "Seed 0 alone" if seeds == 1 else f"Seeds 0 to {seeds - 1}, as far as the time went"
+    where = f"one thread on {processor()}, Python {platform.python_version()}"
+    lines += [f"{told}; {where}, {', '.join(versions)}.", ""]
     text = "\n".join(lines)
 
     def write(temporary: Path) -> None:
@@ -120,18 +127,18 @@ def _winners(points: Sequence[Point]) -> list[str]:
         here = [point for point in points if point.target == target]
         right = [point for point in here if not point.is_far(dim)]
         cells = [
-            _podium(ranked(right, "evaluations_per_ess"), lambda v: f"{v:,.0f}"),
-            _podium(ranked(right, "seconds_per_ess"), lambda v: f"{1000 * v:.3g}"),
+            _podium(ranked(largest(right), "evaluations_per_ess"), lambda v: f"{v:,.0f}"),
+            _podium(ranked(largest(right), "seconds_per_ess"), lambda v: f"{1000 * v:.3g}"),
             *(
-                _podium(ranked([p for p in here if p.cpu_seconds <= t], "log_z_error"), lambda v: f"{v:.3f}")
+                _podium(ranked(largest(p for p in here if p.cpu_seconds <= t), "log_z_error"), lambda v: f"{v:.3f}")
                 for t in BUDGETS
             ),
         ]
         lines.append("| " + " | ".join([target, *cells]) + " |")
     lines += [
         "",
-        "The best two of each, at the budget that suits them best; ours in bold. Compilation is not in the CPU time.",
-        "With so few seeds an error of log Z is known to a factor of two at best: it can be small by luck.",
+        "The best two of each; ours in bold. Each method counts at the largest budget that is not far off (effective",
+        "draws) or that fits the CPU time, compilation apart (log Z). From few seeds an error of log Z may be luck.",
     ]
     return lines
 
@@ -150,7 +157,7 @@ def _label(method: str) -> str:
 def _table(points: Sequence[Point], target: str) -> list[str]:
     problem = bench_problem(target)
     modes = problem.num_modes
-    heads = ["method", "size", "evaluations", "CPU s", "compile s", "ESS", "evaluations / ESS", "ms / ESS"]
+    heads = ["method", "size", "seeds", "evaluations", "CPU s", "compile s", "ESS", "evaluations / ESS", "ms / ESS"]
     heads += ["ms / ESS with compile", "log Z error", *(["modes", "mass error"] if modes else [])]
     heads += ["mean energy error", ""]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -159,7 +166,8 @@ def _table(points: Sequence[Point], target: str) -> list[str]:
         if not mine:
             continue
         point = max(mine, key=lambda p: p.size)
-        cells = [_label(name), f"{point.size:,} {method.unit}", f"{point.evaluations:,.0f}", f"{point.cpu_seconds:.3g}"]
+        cells = [_label(name), f"{point.size:,} {method.unit}", str(point.num_seeds), f"{point.evaluations:,.0f}"]
+        cells += [f"{point.cpu_seconds:.3g}"]
         cells += [f"{point.compile_seconds:.1f}" if point.compile_seconds else "", _number(point.ess, "{:,.0f}")]
         cells += [_number(point.evaluations_per_ess, "{:,.0f}"), _number(_milli(point.seconds_per_ess), "{:.3g}")]
         cells += [_number(_milli(point.seconds_per_ess_compiled), "{:.3g}")]
@@ -200,5 +208,6 @@ def _checks(records: Sequence[Record], refused: dict[str, str]) -> list[str]:
             if method.sizes[-1] not in {run.size for run in runs if run.target == target and run.error is None}
         ]
         if runs and short:
-            lines.append(f"- {method.label}: the largest budgets were left out or cut short on {', '.join(short)}.")
+            where = "every target" if len(short) == len(TARGETS) else ", ".join(short)
+            lines.append(f"- {method.label}: budgets up to the largest were not all run on {where}.")
     return lines

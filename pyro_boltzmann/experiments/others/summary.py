@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pyro_boltzmann.experiments.others.record import Record
 
-__all__ = ["FAR_LOG_Z", "FAR_MEAN_ENERGY", "FAR_MODES", "Point", "points_of", "ranked"]
+__all__ = ["FAR_LOG_Z", "FAR_MEAN_ENERGY", "FAR_MODES", "Point", "largest", "points_of", "ranked"]
 
 FAR_LOG_Z = 0.5
 FAR_MODES = 0.25
@@ -78,8 +78,20 @@ def points_of(records: Iterable[Record]) -> list[Point]:
     return [_point(key, runs) for key, runs in groups.items()]
 
 
+def largest(points: Iterable[Point]) -> list[Point]:
+    """Each method's point of the largest size on each target: to take the best of several would favour luck.
+
+    >>> largest([])
+    []
+    """
+    last: dict[tuple[str, str], Point] = {}
+    for point in sorted(points, key=lambda point: point.size):
+        last[point.method, point.target] = point
+    return list(last.values())
+
+
 def ranked(points: Iterable[Point], quantity: str) -> list[tuple[str, float]]:
-    """Methods with their best value of an attribute over all points, smallest first.
+    """Methods with their smallest value of an attribute over the points, smallest first.
 
     >>> ranked([], "cpu_seconds")
     []
