@@ -21,7 +21,7 @@ NUM_LAYERS, NUM_PARTICLES, LEARNING_RATE = 4, 512, 2e-3
 def run_normflows(problem: BenchProblem, size: int, seed: int) -> Outcome:
     """``size`` Adam updates on 512 draws each, then 100 weighted draws an update; layers as in normflows' own example.
 
-    The flow lives in units of the common start: a normal base, autoregressive-free couplings of rational-quadratic
+    The flow lives in units of the common start: a normal base, and couplings of rational-quadratic
     splines on [-5, 5] with linear mixing between them.
     """
     with seeded(seed):
