@@ -126,10 +126,10 @@ def _winners(points: Sequence[Point]) -> list[str]:
     for target in dict.fromkeys(point.target for point in points):
         dim = bench_problem(target).dim
         here = [point for point in points if point.target == target]
-        right = [point for point in here if not point.is_far(dim)]
+        right = [point for point in largest(here) if not point.is_far(dim)]
         cells = [
-            _podium(ranked(largest(right), "evaluations_per_ess"), lambda v: f"{v:,.0f}"),
-            _podium(ranked(largest(right), "seconds_per_ess"), lambda v: f"{1000 * v:.3g}"),
+            _podium(ranked(right, "evaluations_per_ess"), lambda v: f"{v:,.0f}"),
+            _podium(ranked(right, "seconds_per_ess"), lambda v: f"{1000 * v:.3g}"),
             *(
                 _podium(ranked(largest(p for p in here if p.cpu_seconds <= t), "log_z_error"), lambda v: f"{v:.3f}")
                 for t in BUDGETS
@@ -138,8 +138,8 @@ def _winners(points: Sequence[Point]) -> list[str]:
         lines.append("| " + " | ".join([target, *cells]) + " |")
     lines += [
         "",
-        "The best two of each; ours in bold. Each method counts at the largest budget that is not far off (effective",
-        "draws) or that fits the CPU time, compilation apart (log Z). From few seeds an error of log Z may be luck.",
+        "The best two of each; ours in bold. Each method counts at its largest budget, for effective draws if that is",
+        "not far off, for log Z within the CPU time (compilation apart). From few seeds an error of log Z may be luck.",
     ]
     return lines
 
