@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | bench | tutorials | clean
+# make demo | test | lint | docs | bench | bench-others | tutorials | clean
 # Each target makes what it needs in .venv; a second call installs nothing. Choose an interpreter with PYTHON=python3.12.
 
 SHELL := /bin/sh
@@ -28,6 +28,7 @@ help:
 	@echo "make lint       ruff check, ruff format --check, mypy --strict"
 	@echo "make docs       the documentation, in docs/_build/html"
 	@echo "make bench      the cost of sampling beside that of the bare energy calls"
+	@echo "make bench-others  samplers of other libraries beside ours, in bench_output/ (25 minutes; goes on where it stopped)"
 	@echo "make tutorials  run the tutorial notebooks again, in place"
 	@echo "make clean      remove everything that make made"
 
@@ -54,6 +55,11 @@ docs: .venv/.installed-docs
 bench: .venv/.installed-run
 	.venv/bin/python -m pyro_boltzmann.experiments.bench
 
+.PHONY: bench-others
+bench-others: .venv/.installed-bench
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	  .venv/bin/python -m pyro_boltzmann.experiments.bench_others --out bench_output
+
 .PHONY: tutorials
 tutorials: .venv/.installed-notebooks .venv/.installed-test
 	env -u MPLBACKEND .venv/bin/python tutorials/run.py $(TUTORIALS)
@@ -65,7 +71,7 @@ check-tutorials: .venv/.installed-notebooks
 
 .PHONY: clean
 clean:
-	rm -rf .venv .venv-arviz1 demo_output dist build docs/_build docs/jupyter_execute docs/tutorials/*.ipynb
+	rm -rf .venv .venv-arviz1 demo_output bench_output dist build docs/_build docs/jupyter_execute docs/tutorials/*.ipynb
 	rm -rf .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -89,6 +95,8 @@ endef
 	$(call install,[test])
 .venv/.installed-docs: .venv/.made pyproject.toml constraints.txt
 	$(call install,[docs])
+.venv/.installed-bench: .venv/.made pyproject.toml constraints.txt
+	$(call install,[bench])
 .venv/.installed-notebooks: .venv/.made pyproject.toml constraints.txt
 	$(call install,[notebooks])
 

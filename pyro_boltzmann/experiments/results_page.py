@@ -13,7 +13,7 @@ from pyro_boltzmann.diagnostics.atomic import write_atomically
 from pyro_boltzmann.diagnostics.report import KHAT_MARGIN
 from pyro_boltzmann.diagnostics.weights import khat_limit
 
-__all__ = ["write_results_page"]
+__all__ = ["processor", "write_results_page"]
 
 
 def write_results_page(
@@ -51,7 +51,7 @@ def write_results_page(
     for picture, caption in (pictures or {}).items():
         lines += [f"![{caption}]({picture}.png)", "", f"*{caption}*", ""]
     lines += [
-        f"Seed {report['seed']}, {report['threads']} threads on {_processor()}, Python {platform.python_version()}, "
+        f"Seed {report['seed']}, {report['threads']} threads on {processor()}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "python")
         + f"; regenerate with `pyro-boltzmann reproduce {report['experiment']} --seed {report['seed']} --out DIR`.",
         "",
@@ -104,7 +104,7 @@ def _cell(row: Mapping[str, Any] | None, *, has_error: bool, reliable: bool) -> 
     return digits if error is None else f"{value:.4f} +- {error:.4f}"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's own name where the system tells it, and the number of cores."""
     name = platform.processor() or platform.machine()
     try:
