@@ -40,7 +40,6 @@ from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.experiments.run_folder import DRAWS, REPORT, claim
 from pyro_boltzmann.experiments.schools_calibration import NUM_BINS, NUM_DRAWS, QUANTITIES, Calibration, calibrate
 from pyro_boltzmann.experiments.threads import one_thread
-from pyro_boltzmann.infer import smc
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 
 __all__ = ["HEADLINE", "PROGRAMS", "run"]
@@ -145,16 +144,7 @@ class _Work:
         trained = train(kind, target, self.seconds)
         rows = {kind: guide_estimate(trained, target, self.num_samples, self.seed)}
         if kind == "mvn":
-            draws = smc(
-                target.model(),
-                num_samples=self.particles,
-                num_chains=NUM_CHAINS,
-                proposal=trained.guide,
-                freeze=True,
-                seed=self.seed,
-                progress=False,
-            )
-            rows["smc_mvn"] = smc_estimate(draws, trained)
+            rows["smc_mvn"] = smc_estimate(target, self.particles, self.seed, trained)[0]
         return rows
 
     def _smc(self, target: PosteriorTarget) -> Rows:
@@ -253,7 +243,7 @@ def _report(work: _Work, models: dict[str, dict[str, Metric]], calibrations: dic
     if calibrations["calibration_wrong"].smallest_p >= FALSE_ALARMS:
         (notes if work.share < 1 else failures).append("calibration: the test missed a wrong likelihood")
     notes += [
-        f"{name}: R-hat above {LARGEST_RHAT}, so worst_z and worst_shift of this program compare with an unsure reference"
+        f"{name}: R-hat above {LARGEST_RHAT}, so worst_z and worst_shift of this program have an unsure reference"
         for name, metrics in models.items()
         if name.endswith("_pt") and not _converged(metrics)
     ]
@@ -267,7 +257,7 @@ def _report(work: _Work, models: dict[str, dict[str, Metric]], calibrations: dic
         metrics=headline,
         models=models | {name: _calibration_metrics(one) for name, one in calibrations.items()},
         energy_evaluations={"sample": spent},
-        wall_seconds={"sample": headline["seconds"].value or 0.0},
+        cpu_seconds={"sample": headline["cpu_seconds"].value or 0.0},
         threads=1,
         target_hash=target.target_hash,
         failures=failures,
@@ -311,7 +301,7 @@ _COLUMNS = (
     "mcmc_ess",
     "values",
     "gradients",
-    "seconds",
+    "cpu_seconds",
 )
 
 
@@ -321,7 +311,7 @@ def _calibration_metrics(one: Calibration) -> dict[str, Metric]:
         "smallest_p": Metric(one.smallest_p, num_samples=len(one.ranks)),
         "values": Metric(float(one.evaluations.values)),
         "gradients": Metric(float(one.evaluations.gradients)),
-        "seconds": Metric(one.seconds),
+        "cpu_seconds": Metric(one.seconds),
     }
 
 
@@ -351,7 +341,7 @@ def _introduction(work: _Work, calibration: Calibration) -> str:
 
 _INTRODUCTION = """\
 Everything runs on one thread. Guides are trained by Pyro's `SVI` with `ReverseKL`, {particles} particles and
-{seconds:.1f} s of wall time each, building and adapting included: `diagonal` and `mvn` are `AutoDiagonalNormal` and
+{seconds:.1f} s of CPU time each, building and adapting included: `diagonal` and `mvn` are `AutoDiagonalNormal` and
 `AutoMultivariateNormal`; `iaf` has two affine autoregressive layers with linear skips; `snf` has the same layers
 and in front of them HMC annealed from the base to the posterior as the base sees it. Each is importance-sampled with
 N = {count:,} draws; where the catalogue has exact draws, as many give `eubo` and `forward_ess`.
@@ -372,7 +362,7 @@ Posterior means of all unconstrained coordinates are compared with {exact:,} exa
 by ArviZ, as for NUTS. `worst_z` is the largest deviation in combined standard errors (about 2 to 3 is expected of the
 largest of 5 to 32 that are right), `worst_shift` the largest in posterior standard deviations. `log_z_error` is
 estimate minus truth; truths are exact except for breast cancer, where it is the estimate of `pt`. `values` and
-`gradients` count evaluations of the energy, training and pilot runs included, `seconds` likewise.
+`gradients` count evaluations of the energy, training and pilot runs included, `cpu_seconds` likewise.
 
 Calibration (Talts et al., arXiv 1804.06788): {sets} data sets are drawn from the prior predictive of the non-centred
 eight schools; the rank of each true quantity among {kept} draws from SMC with {sbc} particles is uniform if the sampler

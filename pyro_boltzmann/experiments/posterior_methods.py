@@ -57,8 +57,9 @@ class Trained:
 
 
 def train(kind: str, target: PosteriorTarget, seconds: float) -> Trained:
-    """Train a guide of :data:`GUIDES` by ``SVI`` with :class:`ReverseKL` for a given wall time, in all."""
-    start = time.perf_counter()
+    """Train a guide of :data:`GUIDES` by ``SVI`` with :class:`ReverseKL` for a given CPU time, in all (what else runs on
+    the machine then makes no difference)."""
+    start = time.process_time()
     pyro.clear_param_store()
     model, dim = target.model(), target.dim
     with count_evaluations() as count:
@@ -74,12 +75,12 @@ def train(kind: str, target: PosteriorTarget, seconds: float) -> Trained:
             if kind == "snf":
                 layers: Callable[..., Any] = lambda energy, dim: stochastic_layers(energy, dim, flow)  # noqa: E731
                 guide = AutoStochasticFlow(model, layers, latent_dim=dim)
-                left = seconds - (time.perf_counter() - start)
-                adapt_scales(guide, 0, num_particles=ADAPTING_PARTICLES, max_seconds=left)
+                left = seconds - (time.process_time() - start)
+                adapt_scales(guide, 0, num_particles=ADAPTING_PARTICLES, max_seconds=left, clock=time.process_time)
     if kind in ("diagonal", "mvn"):
         # Traces of a program count nothing by themselves.
         count = EvaluationCount(steps * PARTICLES, steps * PARTICLES)
-    return Trained(guide, count, time.perf_counter() - start, steps)
+    return Trained(guide, count, time.process_time() - start, steps)
 
 
 def _svi(model: Any, guide: AutoContinuous, start: float, seconds: float) -> int:
@@ -90,7 +91,7 @@ def _svi(model: Any, guide: AutoContinuous, start: float, seconds: float) -> int
     svi = SVI(model, guide, optimizer, objective)
     svi.step()
     steps = 1
-    while (spent := time.perf_counter() - start) < seconds:
+    while (spent := time.process_time() - start) < seconds:
         svi.step()
         steps += 1
         for one in optimizer.optim_objs.values():
@@ -112,7 +113,7 @@ def guide_estimate(trained: Trained, target: PosteriorTarget, num_samples: int, 
     spent = draws.evaluations["sample"]
     metrics |= _price(
         trained.evaluations + EvaluationCount(spent["values"], spent["gradients"]),
-        trained.seconds + _total(draws.seconds),
+        trained.seconds + draws.info["cpu_seconds"],
     )
     metrics["svi_steps"] = Metric(float(trained.steps))
     mean, error = draws.expectation(lambda *_: z.double())
@@ -127,12 +128,25 @@ def _reverse_log_weights(guide: AutoContinuous, target: PosteriorTarget, exact: 
     return -energy_value(target, exact).double() - log_q.double()
 
 
-def smc_estimate(draws: WeightedSamples, trained: Trained | None = None) -> Estimate:
-    """Figures of one frozen run of SMC; the training of the guide that it started from, if any, is in the price."""
+def smc_estimate(
+    target: PosteriorTarget, num_samples: int, seed: int, trained: Trained | None = None
+) -> tuple[Estimate, WeightedSamples]:
+    """Figures of one frozen run of SMC, and its draws; the training of the guide that it starts from, if any, is in the
+    price."""
+    start = time.process_time()
+    draws = smc(
+        target.model(),
+        num_samples=num_samples,
+        num_chains=NUM_CHAINS,
+        proposal=None if trained is None else trained.guide,
+        freeze=True,
+        seed=seed,
+        progress=False,
+    )
+    seconds = time.process_time() - start
     spent = sum(
         (EvaluationCount(one["values"], one["gradients"]) for one in draws.evaluations.values()), EvaluationCount()
     )
-    seconds = _total(draws.seconds)
     if trained is not None:
         spent, seconds = spent + trained.evaluations, seconds + trained.seconds
     mean, error = draws.expectation(lambda *_: draws.info["z"].double())
@@ -143,7 +157,7 @@ def smc_estimate(draws: WeightedSamples, trained: Trained | None = None) -> Esti
         "num_temperatures": Metric(float(len(draws.info["smc"]["positions"]))),
         **_price(spent, seconds),
     }
-    return Estimate(metrics, mean, error)
+    return Estimate(metrics, mean, error), draws
 
 
 def smc_replicates(
@@ -154,12 +168,8 @@ def smc_replicates(
     :math:`\hat Z` of a chain of a frozen run is unbiased, so the mean of :math:`\log \hat Z` over chains is a lower
     bound on :math:`\log Z`, the ELBO of SMC.
     """
-    model = target.model()
-    runs = [
-        smc(model, num_samples=num_samples, num_chains=NUM_CHAINS, freeze=True, seed=seed, progress=False)
-        for seed in seeds
-    ]
-    estimate = smc_estimate(runs[0])
+    (estimate, first), *others = [smc_estimate(target, num_samples, seed) for seed in seeds]
+    runs = [first, *(draws for _, draws in others)]
     chains = torch.tensor([value for run in runs for value in run.info["smc"]["log_z_by_chain"]], dtype=torch.float64)
     if len(chains) >= FEWEST_REPLICATES:
         estimate.metrics["elbo"] = Metric(float(chains.mean()), float(chains.std()) / math.sqrt(len(chains)))
@@ -167,16 +177,12 @@ def smc_replicates(
         errors = torch.tensor([abs(run.log_normalizer - log_z) for run in runs], dtype=torch.float64)
         estimate.metrics["median_error"] = Metric(float(errors.median()))
         estimate.metrics["worst_error"] = Metric(float(errors.max()))
-    return estimate, runs[0]
+    return estimate, first
 
 
 def _price(count: EvaluationCount, seconds: float) -> dict[str, Metric]:
     return {
         "values": Metric(float(count.values)),
         "gradients": Metric(float(count.gradients)),
-        "seconds": Metric(seconds),
+        "cpu_seconds": Metric(seconds),
     }
-
-
-def _total(seconds: Any) -> float:
-    return sum(seconds.values()) if isinstance(seconds, dict) else float(seconds or 0.0)
