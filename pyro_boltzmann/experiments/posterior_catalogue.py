@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,10 +117,10 @@ class _Work:
         """The rows of one program, with its truths and their deviations from the reference put in."""
         reference, rows = self._reference(target)
         for kind in GUIDES:
-            rows |= self._task(target, kind, lambda kind=kind: self._guide(target, kind))
-        rows |= self._task(target, "smc", lambda: self._smc(target))
+            rows |= self._task(target, kind, partial(self._guide, target, kind))
+        rows |= self._task(target, "smc", partial(self._smc, target))
         if target.name not in NO_NUTS:
-            rows |= self._task(target, "nuts", lambda: {"nuts": self._nuts(target)})
+            rows |= self._task(target, "nuts", partial(self._nuts, target))
         truth = _truth(target, rows)
         return {
             f"{target.name}_{method}": _completed(rows[method], reference, truth, method == "pt")
@@ -130,7 +131,7 @@ class _Work:
     def _reference(self, target: PosteriorTarget) -> tuple[Reference, Rows]:
         if target.has_exact_sampler:
             return exact_reference(target, max(20_000, int(NUM_EXACT * self.share))), {}
-        rows = self._task(target, "pt", lambda: self._tempered(target))
+        rows = self._task(target, "pt", partial(self._tempered, target))
         scale = rows.pop("scale").mean
         return Reference(rows["pt"].mean, rows["pt"].error, scale), rows
 
@@ -155,8 +156,8 @@ class _Work:
             draws.save(self.out / DRAWS)
         return {"smc": estimate}
 
-    def _nuts(self, target: PosteriorTarget) -> Estimate:
-        return nuts_estimate(target, self.scaled(NUTS_WARMUP, 10), self.scaled(NUTS_DRAWS, 10), self.seed)
+    def _nuts(self, target: PosteriorTarget) -> Rows:
+        return {"nuts": nuts_estimate(target, self.scaled(NUTS_WARMUP, 10), self.scaled(NUTS_DRAWS, 10), self.seed)}
 
     def _task(self, target: PosteriorTarget, task: str, work: Callable[[], Rows]) -> Rows:
         """Do it, or read what an earlier run did."""

@@ -57,8 +57,8 @@ class Trained:
 
 
 def train(kind: str, target: PosteriorTarget, seconds: float) -> Trained:
-    """Train a guide of :data:`GUIDES` by ``SVI`` with :class:`ReverseKL` for a given CPU time, in all (what else runs on
-    the machine then makes no difference)."""
+    """Train a guide of :data:`GUIDES` by ``SVI`` with :class:`ReverseKL` for a given CPU time in all, whatever else
+    the machine does."""
     start = time.process_time()
     pyro.clear_param_store()
     model, dim = target.model(), target.dim

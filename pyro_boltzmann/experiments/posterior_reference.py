@@ -102,13 +102,14 @@ def tempered_reference(
 def nuts_estimate(target: PosteriorTarget, num_warmup: int, num_draws: int, seed: int) -> Estimate:
     """Pyro's NUTS on the energy of the unconstrained vector, in float64, a few chains one after the other."""
     energy: Any = SchoolsPosterior() if target.name == "eight_schools" else target
+    potential: Any = _Potential.apply
     start = time.process_time()
     chains = []
     with count_evaluations() as count:
         for chain in range(NUTS_CHAINS):
             pyro.set_rng_seed(seed * NUTS_CHAINS + chain)
             first = {"z": torch.randn(target.dim, dtype=torch.float64)}
-            kernel = NUTS(potential_fn=lambda sites: _Potential.apply(sites["z"], energy))
+            kernel = NUTS(potential_fn=lambda sites: potential(sites["z"], energy))
             mcmc = MCMC(kernel, num_draws, warmup_steps=num_warmup, initial_params=first, disable_progbar=True)
             mcmc.run()
             chains.append(mcmc.get_samples()["z"])
@@ -137,5 +138,5 @@ class _Potential(torch.autograd.Function):
         return u[0]
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         return grad_output * ctx.saved_tensors[0], None

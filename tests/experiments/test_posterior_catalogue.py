@@ -56,9 +56,9 @@ def test_simulated_schools_follow_the_program() -> None:
 
 
 def test_calibration_finds_a_wrong_likelihood() -> None:
-    """Four bins, so that 16 data sets suffice; the right sampler passes, standard errors four times too large fail."""
+    """Four bins, so that 16 data sets suffice; the right sampler passes, standard errors four times too small fail."""
     smallest = []
-    for scale in (1.0, 4.0):
+    for scale in (1.0, 0.25):
         ranks = calibrate(16, 64, seed=0, error_scale=scale).ranks
         assert ranks.shape == (16, len(QUANTITIES))
         p_values = [rank_test(column.numpy(), NUM_DRAWS + 1, 4).p_value for column in ranks.T]
