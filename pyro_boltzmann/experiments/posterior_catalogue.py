@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_boltzmann.diagnostics import Metric, Truth, build_report, write_report
 from pyro_boltzmann.diagnostics.plots import save_figure
+from pyro_boltzmann.diagnostics.weighted_samples import FEWEST_INDEPENDENT
 from pyro_boltzmann.energies import EvaluationCount
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.energies.catalogue.posteriors import PosteriorTarget
@@ -216,6 +217,9 @@ def _converged(metrics: Mapping[str, Metric]) -> bool:
 
 def _completed(one: Estimate, reference: Reference, truth: Truth | None, is_reference: bool) -> dict[str, Metric]:
     metrics = dict(one.metrics)
+    roots = metrics.get("roots")
+    if roots is not None and (roots.value or 0.0) < FEWEST_INDEPENDENT:
+        metrics["log_z"] = replace(metrics["log_z"], std_error=None)
     for name in ("log_z", "elbo", "eubo"):
         if name in metrics:
             metrics[name] = replace(metrics[name], truth=truth)
@@ -353,7 +357,7 @@ particles in {chains} chains, `freeze=True`, so that its Z is unbiased; the row 
 evaluations are slow), and `elbo` is the mean of $\\log \\hat Z$ over all
 chains of all seeds (a bound on log Z by Jensen's inequality; none from fewer than 25 chains). `smc_mvn` is the
 same, started from the trained `mvn`, whose training is in its price. Draws of SMC share ancestors: instead of ESS and
-k-hat stands the effective number of first ancestors, `roots`, and errors are those of the chains (of {chains}: rough).
+k-hat stands the effective number of first ancestors, `roots` (below eight nothing can be said of the error), and errors are those of the {chains} chains, hence rough.
 `nuts` is Pyro's NUTS on the unconstrained energy through `potential_fn`, {nuts_chains} chains one after the other,
 {warmup} steps of warm-up and {draws} draws each; it is left out on the centred schools and on breast cancer, where it
 takes minutes.

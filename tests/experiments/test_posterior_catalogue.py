@@ -109,6 +109,14 @@ def test_deviations_are_measured_by_both_errors() -> None:
     assert rows["log_z_error"] == Metric(0.25, 0.1)
 
 
+@pytest.mark.parametrize(("roots", "error"), [(7.0, None), (9.0, 0.1)])
+def test_too_few_ancestors_have_no_error(roots: float, error: float | None) -> None:
+    reference = experiment.Reference(*torch.ones(3, 2).double())
+    one = Estimate({"log_z": Metric(1.0, 0.1), "roots": Metric(roots)}, torch.ones(2), torch.ones(2))
+    rows = experiment._completed(one, reference, experiment.Truth(0.75), is_reference=False)
+    assert rows["log_z"].std_error == rows["log_z_error"].std_error == error
+
+
 def test_page_leaves_out_columns_that_a_table_has_not(tmp_path: Path) -> None:
     models = {
         "smc": {"log_z": Metric(0.0, 0.1), "khat": Metric(None, reason="resampled"), "roots": Metric(9.0)},
