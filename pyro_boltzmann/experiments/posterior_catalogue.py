@@ -357,7 +357,8 @@ particles in {chains} chains, `freeze=True`, so that its Z is unbiased; the row 
 evaluations are slow), and `elbo` is the mean of $\\log \\hat Z$ over all
 chains of all seeds (a bound on log Z by Jensen's inequality; none from fewer than 25 chains). `smc_mvn` is the
 same, started from the trained `mvn`, whose training is in its price. Draws of SMC share ancestors: instead of ESS and
-k-hat stands the effective number of first ancestors, `roots` (below eight nothing can be said of the error), and errors are those of the {chains} chains, hence rough.
+k-hat stands the effective number of first ancestors, `roots` (below eight nothing can be said of the error), and
+errors are those of the {chains} chains, hence rough.
 `nuts` is Pyro's NUTS on the unconstrained energy through `potential_fn`, {nuts_chains} chains one after the other,
 {warmup} steps of warm-up and {draws} draws each; it is left out on the centred schools and on breast cancer, where it
 takes minutes.
