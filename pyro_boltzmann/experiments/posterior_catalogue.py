@@ -21,6 +21,7 @@ from pyro_boltzmann.energies.catalogue.posteriors import PosteriorTarget
 from pyro_boltzmann.experiments.posterior_methods import (
     GUIDES,
     NUM_CHAINS,
+    NUM_MOVES,
     PARTICLES,
     Estimate,
     guide_estimate,
@@ -52,7 +53,7 @@ PROGRAMS = ("seeds", "eight_schools", "eight_schools_centered", "logistic_regres
 FULL_MINUTES = 12.0
 SVI_SECONDS = 10.0
 NUM_SAMPLES = 20_000
-SMC_PARTICLES, SMC_SEEDS = 8_000, 5
+SMC_PARTICLES, SMC_SEEDS = 5_000, 5
 ONE_SEED = ("breast_cancer", "logistic_regression")
 """Programs whose evaluations are slow: one seed of SMC."""
 NO_NUTS = ("breast_cancer", "eight_schools_centered")
@@ -327,6 +328,7 @@ def _introduction(work: _Work, calibration: Calibration) -> str:
         count=work.num_samples,
         smc=work.particles,
         chains=NUM_CHAINS,
+        moves=NUM_MOVES,
         seeds=SMC_SEEDS,
         nuts_chains=NUTS_CHAINS,
         warmup=work.scaled(NUTS_WARMUP, 10),
@@ -351,14 +353,14 @@ Everything runs on one thread. Guides are trained by Pyro's `SVI` with `ReverseK
 and in front of them HMC annealed from the base to the posterior as the base sees it. Each is importance-sampled with
 N = {count:,} draws; where the catalogue has exact draws, as many give `eubo` and `forward_ess`.
 
-`smc` is `pyro_boltzmann.smc` from the standard normal of the unconstrained space with its default kernel, {smc:,}
-particles in {chains} chains, `freeze=True`, so that its Z is unbiased; the row is that of one seed, `median_error` and
-`worst_error` are $|\\log \\hat Z - \\log Z|$ over {seeds} seeds (one where
-evaluations are slow), and `elbo` is the mean of $\\log \\hat Z$ over all
-chains of all seeds (a bound on log Z by Jensen's inequality; none from fewer than 25 chains). `smc_mvn` is the
+`smc` is `pyro_boltzmann.smc` from the standard normal of the unconstrained space with its default kernel, {moves} moves
+at each temperature, {smc:,} particles in {chains} chains, `freeze=True`, so that its Z is unbiased; the row is that of
+one seed, `median_error` and `worst_error` are $|\\log \\hat Z - \\log Z|$ over {seeds} seeds (one where evaluations
+are slow), and `elbo` is the mean of $\\log \\hat Z$ over all chains of all seeds (a bound on log Z by Jensen's inequality; none from fewer than 25 chains). `smc_mvn` is the
 same, started from the trained `mvn`, whose training is in its price. Draws of SMC share ancestors: instead of ESS and
 k-hat stands the effective number of first ancestors, `roots` (below eight nothing can be said of the error), and
 errors are those of the {chains} chains, hence rough.
+
 `nuts` is Pyro's NUTS on the unconstrained energy through `potential_fn`, {nuts_chains} chains one after the other,
 {warmup} steps of warm-up and {draws} draws each; it is left out on the centred schools and on breast cancer, where it
 takes minutes.

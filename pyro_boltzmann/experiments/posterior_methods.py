@@ -24,7 +24,17 @@ from pyro_boltzmann.experiments.eight_schools import autoregressive, stochastic_
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import ReverseKL, importance_sample, smc
 
-__all__ = ["GUIDES", "NUM_CHAINS", "Estimate", "Trained", "guide_estimate", "smc_estimate", "smc_replicates", "train"]
+__all__ = [
+    "GUIDES",
+    "NUM_CHAINS",
+    "NUM_MOVES",
+    "Estimate",
+    "Trained",
+    "guide_estimate",
+    "smc_estimate",
+    "smc_replicates",
+    "train",
+]
 
 GUIDES = ("diagonal", "mvn", "iaf", "snf")
 """Pyro's mean-field and full Gaussians, inverse autoregressive layers, and these behind annealed HMC."""
@@ -32,6 +42,8 @@ PARTICLES, LEARNING_RATE, LAST_RATE = 32, 1e-2, 0.01
 ADAPTING_SHARE, ADAPTING_PARTICLES = 0.06, 64
 NUM_CHAINS = 5
 """Replicates of a run of SMC; errors are taken from them."""
+NUM_MOVES = 4
+"""HMC moves at each temperature; with the default of two, chains on the seeds data keep too much of their past."""
 FEWEST_REPLICATES = 25
 RESAMPLED = "draws were resampled on their way: errors are those of replicates"
 
@@ -138,6 +150,7 @@ def smc_estimate(
         target.model(),
         num_samples=num_samples,
         num_chains=NUM_CHAINS,
+        num_moves=NUM_MOVES,
         proposal=None if trained is None else trained.guide,
         freeze=True,
         seed=seed,
