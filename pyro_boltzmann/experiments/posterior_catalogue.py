@@ -349,31 +349,32 @@ def _introduction(work: _Work, calibration: Calibration) -> str:
 _INTRODUCTION = """\
 Everything runs on one thread. Guides are trained by Pyro's `SVI` with `ReverseKL`, {particles} particles and
 {seconds:.1f} s of CPU time each, building and adapting included: `diagonal` and `mvn` are `AutoDiagonalNormal` and
-`AutoMultivariateNormal`; `iaf` has two affine autoregressive layers with linear skips; `snf` has the same layers
-and in front of them HMC annealed from the base to the posterior as the base sees it. Each is importance-sampled with
-N = {count:,} draws; where the catalogue has exact draws, as many give `eubo` and `forward_ess`.
+`AutoMultivariateNormal`; `iaf` has two affine autoregressive layers with linear skips; `snf` has the same layers and
+in front of them HMC annealed from the base to the posterior as the base sees it. Each is importance-sampled with N =
+{count:,} draws; where the catalogue has exact draws, as many give `eubo` and `forward_ess`.
 
-`smc` is `pyro_boltzmann.smc` from the standard normal of the unconstrained space with its default kernel, {moves} moves
-at each temperature, {smc:,} particles in {chains} chains, `freeze=True`, so that its Z is unbiased; the row is that of
-one seed, `median_error` and `worst_error` are $|\\log \\hat Z - \\log Z|$ over {seeds} seeds (one where evaluations
-are slow), and `elbo` is the mean of $\\log \\hat Z$ over all chains of all seeds (a bound on log Z by Jensen's inequality; none from fewer than 25 chains). `smc_mvn` is the
-same, started from the trained `mvn`, whose training is in its price. Draws of SMC share ancestors: instead of ESS and
-k-hat stands the effective number of first ancestors, `roots` (below eight nothing can be said of the error), and
-errors are those of the {chains} chains, hence rough.
+`smc` is `pyro_boltzmann.smc` from the standard normal of the unconstrained space with its default kernel, {moves}
+moves at each temperature, {smc:,} particles in {chains} chains, `freeze=True`, so that its Z is unbiased; the row is
+that of one seed, `median_error` and `worst_error` are $|\\log \\hat Z - \\log Z|$ over {seeds} seeds (one where
+evaluations are slow), and `elbo` is the mean of $\\log \\hat Z$ over all chains of all seeds (a bound on log Z by
+Jensen's inequality; none from fewer than 25 chains). `smc_mvn` is the same, started from the trained `mvn`, whose
+training is in its price. Draws of SMC share ancestors: instead of ESS and k-hat stands the effective number of first
+ancestors, `roots` (below eight nothing can be said of the error), and errors are those of the {chains} chains, hence
+rough.
 
 `nuts` is Pyro's NUTS on the unconstrained energy through `potential_fn`, {nuts_chains} chains one after the other,
 {warmup} steps of warm-up and {draws} draws each; it is left out on the centred schools and on breast cancer, where it
 takes minutes.
 
-Posterior means of all unconstrained coordinates are compared with {exact:,} exact draws where there are any, otherwise
-(seeds, breast cancer) with parallel tempering, row `pt`: {pt_chains} chains of {pt_rounds:,} draws, R-hat and bulk ESS
-by ArviZ, as for NUTS. `worst_z` is the largest deviation in combined standard errors (about 2 to 3 is expected of the
-largest of 5 to 32 that are right), `worst_shift` the largest in posterior standard deviations. `log_z_error` is
-estimate minus truth; truths are exact except for breast cancer, where it is the estimate of `pt`. `values` and
-`gradients` count evaluations of the energy, training and pilot runs included, `cpu_seconds` likewise.
+Posterior means of all unconstrained coordinates are compared with {exact:,} exact draws where there are any,
+otherwise (seeds, breast cancer) with parallel tempering, row `pt`: {pt_chains} chains of {pt_rounds:,} draws, R-hat
+and bulk ESS by ArviZ, as for NUTS. `worst_z` is the largest deviation in combined standard errors (about 2 to 3 is
+expected of the largest of 5 to 32 that are right), `worst_shift` the largest in posterior standard deviations.
+`log_z_error` is estimate minus truth; truths are exact except for breast cancer, where it is the estimate of `pt`.
+`values` and `gradients` count evaluations of the energy, training and pilot runs included, `cpu_seconds` likewise.
 
 Calibration (Talts et al., arXiv 1804.06788): {sets} data sets are drawn from the prior predictive of the non-centred
-eight schools; the rank of each true quantity among {kept} draws from SMC with {sbc} particles is uniform if the sampler
-is right. Each quantity has a $\\chi^2$ test over {bins} bins; the sampler fails if the smallest of the p-values, times
-their number, is below {alarms:g}, which is then the rate of false alarms. As a control, `calibration_wrong` believes in
-standard errors {wrong:g} times too large ({wrong_sets} data sets) and must fail."""
+eight schools; the rank of each true quantity among {kept} draws from SMC with {sbc} particles is uniform if the
+sampler is right. Each quantity has a $\\chi^2$ test over {bins} bins; the sampler fails if the smallest of the
+p-values, times their number, is below {alarms:g}, which is then the rate of false alarms. As a control,
+`calibration_wrong` believes in standard errors {wrong:g} times too large ({wrong_sets} data sets) and must fail."""
