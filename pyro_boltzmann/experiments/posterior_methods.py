@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_boltzmann.diagnostics import Metric, WeightedSamples, weight_metrics
 from pyro_boltzmann.energies import EvaluationCount, ModelEnergy, count_evaluations, energy_value
 from pyro_boltzmann.energies.catalogue.posteriors import PosteriorTarget
+from pyro_boltzmann.energies.catalogue.target import Target
 from pyro_boltzmann.experiments.adaptation import adapt_scales
 from pyro_boltzmann.experiments.eight_schools import autoregressive, stochastic_layers
 from pyro_boltzmann.guides import AutoStochasticFlow
@@ -141,7 +142,7 @@ def _reverse_log_weights(guide: AutoContinuous, target: PosteriorTarget, exact: 
 
 
 def smc_estimate(
-    target: PosteriorTarget, num_samples: int, seed: int, trained: Trained | None = None
+    target: Target, num_samples: int, seed: int, trained: Trained | None = None
 ) -> tuple[Estimate, WeightedSamples]:
     """Figures of one frozen run of SMC, and its draws; the training of the guide that it starts from, if any, is in the
     price."""
@@ -174,7 +175,7 @@ def smc_estimate(
 
 
 def smc_replicates(
-    target: PosteriorTarget, num_samples: int, seeds: list[int], log_z: float | None
+    target: Target, num_samples: int, seeds: list[int], log_z: float | None
 ) -> tuple[Estimate, WeightedSamples]:
     r"""Frozen runs of SMC from several seeds: the figures of the first, and its draws; the bound of all chains.
 

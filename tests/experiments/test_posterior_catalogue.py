@@ -95,7 +95,7 @@ def test_nuts_counts_its_gradients() -> None:
 
 def test_smc_replicates_bound_log_z() -> None:
     """Frozen chains are unbiased, so the mean of their log Z lies below the truth."""
-    estimate, draws = smc_replicates(SCHOOLS, 250, [0, 1, 2, 3, 4], SCHOOLS.log_z)
+    estimate, draws = smc_replicates(SchoolsPosterior(), 250, [0, 1, 2, 3, 4], SCHOOLS.log_z)
     elbo = estimate.metrics["elbo"]
     assert draws.info["smc"]["label"] == "unbiased" and elbo.value < SCHOOLS.log_z + 4.5 * elbo.std_error
     assert 0 < estimate.metrics["median_error"].value <= estimate.metrics["worst_error"].value < 1.0
