@@ -5,6 +5,7 @@ This room knows nothing of samplers.
 
 from pyro_boltzmann.diagnostics.arviz_io import from_arviz, from_netcdf, to_arviz, to_netcdf
 from pyro_boltzmann.diagnostics.bennett import bennett_log_normalizer
+from pyro_boltzmann.diagnostics.calibration import RankTest, calibration_ranks, rank_test
 from pyro_boltzmann.diagnostics.metrics import (
     DiscrepancyTest,
     DistanceBins,
@@ -77,6 +78,7 @@ __all__ = [
     "ProfileBins",
     "ProfileError",
     "PublishedProfileError",
+    "RankTest",
     "Truth",
     "WeightedSamples",
     "aligned_squared_distances",
@@ -85,6 +87,7 @@ __all__ = [
     "bennett_log_normalizer",
     "build_report",
     "c2st",
+    "calibration_ranks",
     "check_bounds",
     "delta_f",
     "distance_tv",
@@ -125,6 +128,7 @@ __all__ = [
     "profile_error",
     "psis",
     "published_profile_error",
+    "rank_test",
     "read_report",
     "sample_w2",
     "sampling_floor",

@@ -22,6 +22,7 @@ EXPERIMENTS: dict[str, str] = {
     "teacher-student": "pyro_boltzmann.experiments.teacher_student",
     "certify": "pyro_boltzmann.experiments.certify",
     "vae-digits": "pyro_boltzmann.experiments.vae_digits",
+    "posterior-catalogue": "pyro_boltzmann.experiments.posterior_catalogue",
 }
 """Names of experiments and the modules that hold them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,20 +27,22 @@ def adapt_scales(
     rounds: int = 15,
     num_particles: int = 500,
     max_seconds: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> EvaluationCount:
     """Steer Metropolis scales to their acceptance rates with a decreasing rate, then leave them fixed.
 
     :param args: the model's arguments.
     :param max_seconds: stop early, but not before :data:`FEWEST_ROUNDS`.
+    :param clock: what counts as seconds.
     """
-    start = time.perf_counter()
+    start = clock()
     blocks = [block for block, _ in guide.initialize(*args).get_transform()._directed()]
     if not any(isinstance(block, MetropolisAdjusted) for block in blocks):
         return EvaluationCount()
     generator = torch.Generator(_device(guide)).manual_seed(seed)
     with torch.no_grad(), one_thread(), count_evaluations() as count:
         for step in range(rounds):
-            if step >= FEWEST_ROUNDS and time.perf_counter() - start > max_seconds:
+            if step >= FEWEST_ROUNDS and clock() - start > max_seconds:
                 break
             infos = guide.sample_paths(num_particles, *args, generator=generator).infos
             for block, info in zip(blocks, infos, strict=True):

@@ -54,12 +54,12 @@ def couplings(dim: int) -> list[Any]:
     return layers
 
 
-def autoregressive(dim: int) -> list[Any]:
+def autoregressive(dim: int, width: int = 32) -> list[Any]:
     """Two affine autoregressive layers; the guide ``iaf`` and the stochastic flow have the same ones.
 
     Linear skips, zero at the start, can express the scales in a funnel by themselves: these are linear in log tau.
     """
-    networks = [AutoRegressiveNN(dim, [32, 32], skip_connections=True) for _ in range(2)]
+    networks = [AutoRegressiveNN(dim, [width, width], skip_connections=True) for _ in range(2)]
     for network in networks:
         assert network.skip_layer is not None
         torch.nn.init.zeros_(network.skip_layer.weight)

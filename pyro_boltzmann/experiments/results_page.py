@@ -27,9 +27,10 @@ def write_results_page(
     tables: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write a Markdown page. Where k-hat is above its limit, weighted estimates have no error, and the row says so;
-    where k-hat is no column, rows have no verdict.
+    where k-hat is no column, rows have no verdict. Draws that were resampled on their way, or a Markov chain's, have no
+    k-hat; their errors come from replicates, and the row says that.
 
-    :param columns: metrics of the table, one row a model.
+    :param columns: metrics of the table, one row a model; a table leaves out those that none of its models has.
     :param pictures: captions of PNG files beside the page, by name.
     :param tables: headings of several tables, with the models in each; one table of all models if not given.
     """
@@ -65,18 +66,20 @@ def write_results_page(
 
 
 def _table(report: Mapping[str, Any], columns: Sequence[str], models: Sequence[str], limit: float) -> list[str]:
+    columns = [c for c in columns if any(c in report["models"][name] for name in models)]
     verdicts = "khat" in columns
     heads = ["model", *(f"`{c}`" for c in columns), *(["verdict"] if verdicts else [])]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in models:
         metrics = report["models"][name]
         shown = f"**{name}**" if name == report["sampler"] else name
-        khat = (metrics.get("khat") or {}).get("value")
-        # Without a k-hat, errors from replicates stand in the report where they mean something, and nowhere else.
-        replicated = (metrics.get("log_z") or {}).get("std_error") is not None
-        reliable = replicated if khat is None else khat <= limit
+        row = metrics.get("khat") or {"value": None}
+        # Without a k-hat, errors from replicates stand in the report where they mean something.
+        replicated = row["value"] is None and (metrics.get("log_z") or {}).get("std_error") is not None
+        reliable = replicated or (row["value"] is not None and row["value"] <= limit)
         cells = [_cell(metrics.get(c), has_error=c in _WEIGHTED, reliable=reliable) for c in columns]
-        verdict = [_verdict(khat, limit)] if verdicts else []
+        unweighted = replicated or "khat" not in metrics
+        verdict = ["by replicates" if unweighted else _verdict(row["value"], limit)] if verdicts else []
         lines.append("| " + " | ".join([shown, *cells, *verdict]) + " |")
     return lines
 
@@ -91,7 +94,7 @@ def _verdict(khat: float | None, limit: float) -> str:
     return "reliable" if khat <= limit - KHAT_MARGIN else "close to the limit"
 
 
-_WEIGHTED = ("log_z", "delta_f")
+_WEIGHTED = ("log_z", "log_z_error", "delta_f")
 
 
 def _cell(row: Mapping[str, Any] | None, *, has_error: bool, reliable: bool) -> str:

@@ -14,6 +14,8 @@ from pyro_boltzmann.energies import NormalEnergy
 from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError, ShapeError
 from pyro_boltzmann.infer.tempering.ensemble import evaluate, make_kernel, move
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
+from pyro_boltzmann.infer.tempering.problem import resolve_problem
+from pyro_boltzmann.infer.tempering.proposal import resolve_proposal
 from pyro_boltzmann.infer.tempering.schedule import conditional_ess, next_position
 from pyro_boltzmann.stochastic import LeapfrogTransform, MetropolisAdjusted
 
@@ -226,6 +228,16 @@ def test_distributions_and_autoguides_as_proposals():
         draws = pb.smc(model, num_samples=2000, proposal=proposal, seed=0, progress=False)
         assert abs(draws.log_normalizer - LOG_Z) < 4.5 * draws.log_normalizer_error
         # The density of the proposal is what its draws have: E[exp(-u)/q] = Z needs no tempering to be tested.
+
+
+def test_a_distribution_has_infinite_energy_where_a_trajectory_has_diverged():
+    # torch's distributions raise at NaN where they check their arguments; a Metropolis test has to see it and reject.
+    normal = dist.Normal(torch.ones(2), 1.0, validate_args=True).to_event(1)
+    start = resolve_proposal(normal, resolve_problem(shifted, (), {}, 2), (), {})
+    energy = start.energy(torch.tensor([[torch.nan, 0.0], [torch.inf, 0.0], [1.0, 1.0]]))
+    assert energy[:2].isposinf().all() and energy[2].item() == pytest.approx(math.log(2 * math.pi))
+    draws = run(energy=lambda x: 1e3 * x.pow(4).sum(-1), proposal=normal, step_size=1e6)
+    assert draws.energy.isfinite().all() and draws.info["smc"]["acceptance"][0] < 1.0
 
 
 def test_the_default_proposal_of_a_target_is_its_box():

@@ -97,8 +97,10 @@ class _DistributionEnergy:
         self.distribution = distribution
 
     def __call__(self, x: Tensor) -> Tensor:
-        log_prob: Tensor = self.distribution.log_prob(x)
-        return -log_prob
+        # A trajectory that diverges ends anywhere, and distributions that check their arguments raise at NaN.
+        usable = x.isfinite().all(-1)
+        log_prob: Tensor = self.distribution.log_prob(torch.where(usable.unsqueeze(-1), x, 0.0))
+        return torch.where(usable, -log_prob, torch.inf)
 
 
 def _of_flow(guide: AutoStochasticFlow, dim: int) -> Proposal:
