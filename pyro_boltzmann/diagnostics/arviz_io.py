@@ -52,6 +52,11 @@ def to_arviz(
     """
     if resample not in _RESAMPLE:
         raise ValueError(f"expected resample to be one of {_RESAMPLE}, got {resample!r}")
+    if resample == "psis" and weighted_samples.roots is not None:
+        raise ValueError(
+            "Pareto smoothing needs independent weights, and these draws were resampled on their way; take "
+            "resample='systematic'"
+        )
     posterior = {name: _numpy(value) for name, value in weighted_samples.samples.items()}
     stats = _sample_stats(weighted_samples)
     chains = weighted_samples.num_chains

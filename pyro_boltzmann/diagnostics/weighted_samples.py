@@ -190,8 +190,10 @@ class WeightedSamples:
     @property
     def reliable(self) -> bool:
         """Whether k-hat is below its limit; for resampled draws, whether they descend from at least eight independent
-        ones (:attr:`num_independent`)."""
-        return self.khat <= self.khat_limit if self.roots is None else self.num_independent >= FEWEST_INDEPENDENT
+        ones (:attr:`num_independent`). Chains are compared by ArviZ's R-hat instead."""
+        if self.roots is None:
+            return self.khat <= self.khat_limit
+        return self.log_normalizer_by_chain is not None or self.num_independent >= FEWEST_INDEPENDENT
 
     @cached_property
     def max_weight(self) -> float:
@@ -287,6 +289,9 @@ class WeightedSamples:
         try:
             error = f"{self.log_normalizer_error:.4f}" if self.reliable else f"n/a ({self._evidence()})"
             lines.append(f"  log Z     {self.log_normalizer:.4f} +- {error}")
+            if self.log_normalizer_by_chain is not None:
+                lines.append(f"  chains    {self.num_chains}, from whose differences errors come")
+                return "\n".join(lines)
             lines.append(f"  ESS       {self.ess:.4f} of N = {self.num_samples}")
             if self.roots is not None:
                 lines.append(f"  roots     {self.num_independent:.1f} effective (draws were resampled on their way)")

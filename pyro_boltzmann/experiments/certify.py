@@ -24,6 +24,8 @@ __all__ = ["PLANS", "Plan", "run"]
 
 FULL_MINUTES = 20.0
 CHAINS = 16
+OVERLAP = 0.8
+"""Of neighbours: closer than swaps need, so that thermodynamic integration has little error of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Plan:
     thin: int = 2
 
 
-PLANS = {"dw4": Plan(math.sqrt(6.0), 4000, 5, 4000), "lj13": Plan(1.0, 400, 10, 6000)}
+PLANS = {"dw4": Plan(math.sqrt(6.0), 16_000, 5, 8000), "lj13": Plan(1.0, 400, 10, 6000)}
 
 
 def run(
@@ -136,6 +138,7 @@ def _by_tempering(
         num_chains=2 * CHAINS,
         num_samples=2 * CHAINS * (rounds // plan.thin),
         thin=plan.thin,
+        overlap=OVERLAP,
         num_steps=plan.num_steps,
         num_warmup=max(16, rounds // 4),
         seed=seed,

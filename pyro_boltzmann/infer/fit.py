@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def fit(
     objective: str | Sequence[Phase] | ELBO = "reverse_kl",
     num_steps: int | None = None,
     num_particles: int = 256,
-    data: Tensor | WeightedSamples | None = None,
+    data: Tensor | WeightedSamples | Mapping[str, Tensor] | None = None,
     weight_power: float = 1.0,
     learning_rate: float = 1e-3,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
@@ -78,7 +78,7 @@ def fit(
         of particles).
     :param num_steps: updates; 1000 unless given by phases.
     :param num_particles: paths (and data) per update.
-    :param data: unconstrained latents ``(n, latent_dim)``, or weighted draws.
+    :param data: unconstrained latents ``(n, latent_dim)``, weighted draws, or a dictionary of the model's sites.
     :param weight_power: raise the weights of weighted draws to this power: 1/2 shows small modes more often than the
         target does.
     :param learning_rate: of Adam, unless ``optimizer`` builds another optimiser from the parameters.
@@ -275,8 +275,13 @@ def _trainable(guide: nn.Module) -> list[nn.Parameter]:
 
 
 def _latents(
-    data: Tensor | WeightedSamples, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    data: Tensor | WeightedSamples | Mapping[str, Tensor],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
+    if isinstance(data, Mapping):
+        return ModelEnergy(model, *args, **kwargs).unconstrain(data), None
     if not isinstance(data, WeightedSamples):
         return data, None
     z = data.info.get("z")

@@ -18,6 +18,7 @@ from pyro_boltzmann.infer.tempering.problem import resolve_problem
 from pyro_boltzmann.infer.tempering.proposal import resolve_proposal
 from pyro_boltzmann.infer.tempering.schedule import conditional_ess, next_position
 from pyro_boltzmann.stochastic import LeapfrogTransform, MetropolisAdjusted
+from pyro_boltzmann.transforms import ElementwiseAffine
 
 LOG_Z = 2 * (0.5 * math.log(2 * math.pi) + math.log(0.5))
 """Of two independent Gaussians of standard deviation 0.5."""
@@ -267,6 +268,36 @@ def test_bad_settings():
     stochastic = pb.AutoStochasticFlow(model, lambda energy, dim: [pb.stochastic.LangevinTransform(energy, dim, 0.1)])
     with pytest.raises(TypeError, match="stochastic blocks"):
         pb.smc(model, proposal=stochastic, progress=False)
+
+
+def test_arguments_that_nobody_takes_are_named():
+    model = pb.BoltzmannModel(shifted, 2)
+    for energy, settings, match in [
+        (model, {"num_particles": 10}, "num_particles"),
+        (pb.catalogue["dw4"], {"num_particles": 10}, "num_particles"),
+        (shifted, {"dim": 2, "num_particles": 10}, "num_particles"),
+        (shifted, {}, "dim="),
+    ]:
+        with pytest.raises(TypeError, match=match):
+            pb.smc(energy, progress=False, **settings)
+    wide = pb.Proposal(NormalEnergy(), lambda n: torch.randn(n, 3))
+    with pytest.raises(ShapeError, match="dimension 3"):
+        run(proposal=wide)
+
+
+def test_smoothing_needs_independent_weights():
+    with pytest.raises(ValueError, match="systematic"):
+        run().to_arviz(resample="psis")
+
+
+def test_resampled_draws_teach_a_flow():
+    model = pb.BoltzmannModel(shifted, 2)
+    draws = pb.smc(model, num_samples=500, seed=0, progress=False)
+    guide = pb.AutoStochasticFlow(
+        model, lambda energy, dim: [T.AffineTransform(torch.full((2,), 2.0), 0.5), ElementwiseAffine(dim)]
+    )
+    result = pb.fit(model, guide, data=draws.resample(), objective="forward_kl", num_steps=5, progress=False)
+    assert result.steps == 5
 
 
 def test_undefined_energies_raise():

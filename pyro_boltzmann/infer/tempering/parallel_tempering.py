@@ -176,7 +176,7 @@ def _first_ladder(
     """Temperatures, states and step sizes from a short annealing run."""
     size = max(PILOT_PARTICLES, 4 * num_chains)
     settings = SMCSettings(1, size, kernel, max(2, num_moves), 20, overlap, 0.9, "systematic", False, mass)
-    annealing = SMCRun.start(settings, proposal, energy, kernel.initial_step(proposal_dim(proposal)))
+    annealing = SMCRun.start(settings, proposal, energy, kernel.initial_step(proposal.dim))
     states = [_some(annealing, num_chains)]
     while not annealing.is_finished:
         annealing.advance(annealing.adapt())
@@ -202,14 +202,6 @@ def _first_ladder(
         torch.tensor([stage.step_sizes[-1] for stage in chosen], dtype=like.dtype, device=like.device),
         Preconditioner.stack([stage.scale for stage in chosen]),
     )
-
-
-def proposal_dim(proposal: Proposal) -> int:
-    """Dimension of a proposal's draws, found without moving the random numbers."""
-    state = torch.get_rng_state()
-    dim = int(proposal.sample(1).shape[-1])
-    torch.set_rng_state(state)
-    return dim
 
 
 def _some(annealing: SMCRun, number: int) -> Ensemble:

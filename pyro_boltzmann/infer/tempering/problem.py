@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,9 @@ def resolve_problem(model_or_energy: Any, args: tuple[Any, ...], kwargs: dict[st
         raise TypeError(
             f"expected a Pyro program or an energy (*batch, dim) -> (*batch), got {type(model_or_energy).__name__}"
         )
+    if isinstance(model_or_energy, Target | BoltzmannModel) and (args or kwargs):
+        unknown = ", ".join([*map(repr, args), *kwargs])
+        raise TypeError(f"unexpected arguments: {unknown}; a {type(model_or_energy).__name__} takes none of its own")
     if isinstance(model_or_energy, Target):
         _agree(dim, model_or_energy.dim)
         bounds = model_or_energy.bounds if len(model_or_energy.bounds) == model_or_energy.dim else None
@@ -63,9 +67,22 @@ def resolve_problem(model_or_energy: Any, args: tuple[Any, ...], kwargs: dict[st
         if isinstance(own, int):
             _agree(dim, own)
         if args or kwargs:
-            raise TypeError("an energy with dim= takes no further arguments; bind them with functools.partial")
+            unknown = ", ".join([*map(repr, args), *kwargs])
+            raise TypeError(
+                f"unexpected arguments: {unknown}; an energy with dim= takes none of its own (bind them with "
+                "functools.partial)"
+            )
         energy_value(model_or_energy, torch.zeros(2, dim))
         return Problem(model_or_energy, dim, _as_x)
+    try:
+        inspect.signature(model_or_energy).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"the program cannot be called with the arguments given ({error}); pass what it needs, or dim= if this is "
+            "an energy (*batch, dim) -> (*batch)"
+        ) from None
+    except ValueError:  # callables without a signature speak for themselves
+        pass
     energy = ModelEnergy(model_or_energy, *args, **kwargs)
     return Problem(energy, energy.latent_dim, energy.constrain)
 

@@ -14,6 +14,7 @@ from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.energies.reference import NormalEnergy
 from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.infer.randomness import kept_generators
 from pyro_boltzmann.infer.tempering.problem import Problem
 from pyro_boltzmann.transforms import PushforwardEnergy
 
@@ -31,6 +32,12 @@ class Proposal:
     energy: Energy
     sample: Callable[[int], Tensor]
 
+    @property
+    def dim(self) -> int:
+        """Dimension of the draws, found without moving the random numbers."""
+        with kept_generators():
+            return int(self.sample(1).shape[-1])
+
 
 def resolve_proposal(proposal: Any, problem: Problem, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Proposal:
     r"""The density that tempering starts from.
@@ -45,6 +52,8 @@ def resolve_proposal(proposal: Any, problem: Problem, args: tuple[Any, ...], kwa
     :raises TypeError: for anything else, and for a flow with stochastic blocks, whose density is not known.
     """
     if isinstance(proposal, Proposal):
+        if proposal.dim != problem.dim:
+            raise ShapeError(f"the proposal draws in dimension {proposal.dim}, the energy has dimension {problem.dim}")
         return proposal
     if proposal is None:
         return _default(problem)
