@@ -19,6 +19,7 @@ EXPERIMENTS: dict[str, str] = {
     "snf-double-well": "pyro_boltzmann.experiments.snf_double_well",
     "eight-schools": "pyro_boltzmann.experiments.eight_schools",
     "vae-digits": "pyro_boltzmann.experiments.vae_digits",
+    "snf-images": "pyro_boltzmann.experiments.snf_images",
 }
 """Names of experiments and the modules that hold them."""
 

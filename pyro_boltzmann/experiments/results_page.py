@@ -89,7 +89,7 @@ def _verdict(khat: float | None, limit: float) -> str:
     return "reliable" if khat <= limit - KHAT_MARGIN else "close to the limit"
 
 
-_WEIGHTED = ("log_z", "delta_f")
+_WEIGHTED = ("log_z", "log_z_error", "delta_f")
 
 
 def _cell(row: Mapping[str, Any] | None, *, has_error: bool, reliable: bool) -> str:

@@ -1,0 +1,141 @@
+"""The models of the image experiment: published flows with and without Metropolis steps, and ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import pyro.distributions.transforms as T
+import torch
+from pyro.nn import DenseNN
+from torch import Tensor, nn
+
+from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
+from pyro_boltzmann.experiments.architectures import even_knots
+from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
+
+__all__ = ["FAMILIES", "OURS_STEPS", "ImageModel", "ParameterTable", "ours", "published", "with_steps"]
+
+FAMILIES = ("rnvp", "rnvp_snf", "nsf", "nsf_snf")
+BOUND = 4.0
+"""Splines act on [-4, 4]; the picture ends at 3.5."""
+HIDDEN = [64, 64, 64]
+PUBLISHED_BINS, PUBLISHED_STEPS, PUBLISHED_SCALE = 20, 10, 0.1
+
+OURS_BINS, OURS_KNOTS, OURS_STEPS = 64, 96, 20
+OURS_SCALES = (2.0, 1.0, 0.5, 0.25, 0.1)
+"""Of one step after another, again and again: the long ones level masses of regions, the short ones details."""
+
+TRAINING_SECONDS = 30.0
+MOST_UPDATES, FEWEST_UPDATES = 2000, 200
+SECONDS_A_LAYER = {"rnvp": 0.003, "nsf": 0.009}
+SECONDS_A_BLOCK = 0.03
+"""About what an update takes; a fixed table, so that the number of updates follows from the model alone."""
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A path of blocks, and the number of updates it is trained for."""
+
+    name: str
+    num_layers: int
+    num_updates: int
+    blocks: Callable[[Energy, int], list[Any]]
+
+
+def published(family: str, num_layers: int) -> ImageModel:
+    """A flow of ``num_layers`` couplings, the coordinates swapped after each; with ``_snf`` ten Metropolis steps after
+    every second one, annealed from the Gaussian base to the picture.
+
+    All get about the same training time (the published 2000 updates at most).
+    """
+    kind = family.removesuffix("_snf")
+    num_blocks = num_layers // 2 if family != kind else 0
+    seconds = SECONDS_A_LAYER[kind] * num_layers + SECONDS_A_BLOCK * num_blocks
+    updates = min(MOST_UPDATES, max(FEWEST_UPDATES, round(TRAINING_SECONDS / seconds)))
+
+    def blocks(energy: Energy, dim: int) -> list[Any]:
+        path: list[Any] = []
+        for layer in range(1, num_layers + 1):
+            path += [_coupling(kind), T.Permute(torch.tensor([1, 0]))]
+            if num_blocks and layer % 2 == 0:
+                annealed = AnnealedEnergy(NormalEnergy(), energy, layer / num_layers)
+                walk = RandomWalkTransform(2, PUBLISHED_SCALE, num_steps=PUBLISHED_STEPS)
+                path.append(MetropolisAdjusted(walk, annealed))
+        return path
+
+    return ImageModel(f"{family}_{num_layers}", num_layers, updates, blocks)
+
+
+def _coupling(kind: str) -> Any:
+    if kind == "rnvp":
+        return T.affine_coupling(2, HIDDEN, split_dim=1)
+    bins = PUBLISHED_BINS
+    net = DenseNN(1, HIDDEN, param_dims=[bins, bins, bins - 1, bins])
+    return T.SplineCoupling(2, 1, net, count_bins=bins, bound=BOUND, identity=True)
+
+
+class ParameterTable(nn.Module):
+    r"""Spline parameters as a function of one coordinate: linear between the rows of a table, one row for each equal
+    share of the standard normal law,
+
+    .. math:: \theta(x) = (1 - f)\, \theta_i + f\, \theta_{i+1}, \qquad i + f = (K - 1)\, \Phi(x).
+
+    A table learns the detail of a picture in far fewer updates than a network, which sees smooth functions first.
+
+    :param num_knots: rows :math:`K` of the table.
+    :param count_bins: bins of the spline.
+
+    >>> [part.shape[-1] for part in ParameterTable(num_knots=5, count_bins=8)(torch.zeros(3, 1))]
+    [8, 8, 7, 8]
+    """
+
+    def __init__(self, num_knots: int, count_bins: int) -> None:
+        super().__init__()
+        self.sizes = [count_bins, count_bins, count_bins - 1, count_bins]
+        table = torch.zeros(num_knots, sum(self.sizes))
+        table[:, 2 * count_bins : 3 * count_bins - 1] = math.log(math.e - 1)  # softplus of this is one
+        self.table = nn.Parameter(table)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        position = torch.special.ndtr(x[..., 0]) * (len(self.table) - 1)
+        row = position.detach().floor().clamp(0, len(self.table) - 2)
+        below = row.long()
+        rows = torch.lerp(self.table[below], self.table[below + 1], (position - row).unsqueeze(-1))
+        return rows.split(self.sizes, -1)
+
+
+def ours(name: str, *, num_steps: int, num_updates: int) -> ImageModel:
+    """Two splines, one of the first coordinate and one of the second given the first; then Metropolis steps on the
+    picture itself."""
+
+    def blocks(energy: Energy, dim: int) -> list[Any]:
+        table = ParameterTable(OURS_KNOTS, OURS_BINS)
+        path = [even_knots(T.SplineCoupling(2, 1, table, count_bins=OURS_BINS, bound=BOUND))]
+        return [*path, _walk(num_steps, energy)] if num_steps else path
+
+    return ImageModel(name, 2, num_updates, blocks)
+
+
+def _walk(num_steps: int, energy: Energy) -> MetropolisAdjusted:
+    scales = list(islice(cycle(OURS_SCALES), num_steps))
+    return MetropolisAdjusted(RandomWalkTransform(2, scales, num_steps=num_steps), energy)
+
+
+def with_steps(model: Any, guide: AutoStochasticFlow, num_steps: int) -> AutoStochasticFlow:
+    """A guide on the same trained layers, with this many Metropolis steps in each block instead of its own."""
+
+    def again(block: Any) -> Any:
+        if not isinstance(block, MetropolisAdjusted):
+            return block
+        scale = block.proposal.scale
+        if scale.dim():
+            return _walk(num_steps, block.energy)
+        return MetropolisAdjusted(RandomWalkTransform(2, float(scale), num_steps=num_steps), block.energy)
+
+    path = [again(block) for block, _ in guide.get_transform()._directed()]
+    return AutoStochasticFlow(model, lambda energy, dim: path)
