@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies import Energy, count_evaluations
-from pyro_boltzmann.experiments.image_models import with_steps
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample
 from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
@@ -49,16 +48,15 @@ def chain_curve(
 
 def flow_curve(
     program: Any,
-    guide: AutoStochasticFlow,
+    guides: Iterable[AutoStochasticFlow],
     kl: Callable[[Tensor], float],
-    steps: Sequence[int],
     *,
     num_samples: int,
     seed: int,
 ) -> Curve:
-    """Draws of a trained stochastic flow, whose blocks make this many Metropolis steps each."""
+    """Draws of each guide: one stochastic flow with various numbers of steps, say."""
     curve = []
-    for count in steps:
-        draws = importance_sample(program, with_steps(program, guide, count), num_samples=num_samples, seed=seed)
+    for guide in guides:
+        draws = importance_sample(program, guide, num_samples=num_samples, seed=seed)
         curve.append((sum(draws.evaluations["sample"].values()) / num_samples, kl(draws.samples["x"])))
     return curve

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pyro_boltzmann.diagnostics.plots.style import EXACT, INK, RAW, WEIGHTED, new_figure, tidy
@@ -48,7 +50,7 @@ def gallery(panels: Sequence[Sequence[tuple[str, NDArray[np.float64] | None]]], 
             if shades is None:
                 axes.set_visible(False)
                 continue
-            axes.imshow(shades.T, origin="lower", cmap="magma_r", vmin=0.0, vmax=top, interpolation="antialiased")
+            axes.imshow(shades.T, origin="lower", cmap="magma_r", vmin=0.0, vmax=top, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():
@@ -58,7 +60,9 @@ def gallery(panels: Sequence[Sequence[tuple[str, NDArray[np.float64] | None]]], 
 
 
 def plot_kl_against_layers(
-    curves: Mapping[str, Mapping[int, tuple[float, float]]], points: Mapping[str, tuple[int, float, float]], floor: float
+    curves: Mapping[str, Mapping[int, tuple[float, float]]],
+    points: Mapping[str, tuple[int, float, float]],
+    floor: float,
 ) -> Figure:
     """KL of raw (left) and of reweighted draws (right) against the number of layers.
 
@@ -74,6 +78,7 @@ def plot_kl_against_layers(
             axes.plot([layers_of], [both[part]], label=name, **{**_line(name), "linestyle": "none"})
         _floor(axes, floor)
         axes.set_yscale("log")
+        _plain(axes.yaxis)
         tidy(axes, title=title, x="layers", y="KL (nats)" if part == 0 else "", legend=False)
         axes.set_xticks(sorted({n for values in curves.values() for n in values}))
     handles, labels = panels[0].get_legend_handles_labels()
@@ -93,12 +98,21 @@ def plot_kl_against_evaluations(curves: Mapping[str, tuple[str, Curve]], floor: 
     _floor(axes, floor)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
     tidy(axes, title="What a draw costs", x="energy evaluations a draw", y="KL (nats)")
     return figure
 
 
 def _line(name: str) -> dict[str, Any]:
     return {"linewidth": 2.0, "markersize": 6, "markeredgewidth": 1.5, **STYLES[name]}
+
+
+def _plain(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _floor(axes: Axes, floor: float) -> None:

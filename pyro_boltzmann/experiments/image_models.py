@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions.transforms as T
 import torch
@@ -18,7 +18,16 @@ from pyro_boltzmann.experiments.architectures import even_knots
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
 
-__all__ = ["FAMILIES", "OURS_STEPS", "ImageModel", "ParameterTable", "ours", "published", "with_steps"]
+__all__ = [
+    "FAMILIES",
+    "OURS_STEPS",
+    "ImageModel",
+    "ParameterTable",
+    "followed_by_steps",
+    "ours",
+    "published",
+    "with_steps",
+]
 
 FAMILIES = ("rnvp", "rnvp_snf", "nsf", "nsf_snf")
 BOUND = 4.0
@@ -106,36 +115,39 @@ class ParameterTable(nn.Module):
         row = position.detach().floor().clamp(0, len(self.table) - 2)
         below = row.long()
         rows = torch.lerp(self.table[below], self.table[below + 1], (position - row).unsqueeze(-1))
-        return rows.split(self.sizes, -1)
+        parts: tuple[Tensor, ...] = rows.split(self.sizes, -1)
+        return parts
 
 
-def ours(name: str, *, num_steps: int, num_updates: int) -> ImageModel:
-    """Two splines, one of the first coordinate and one of the second given the first; then Metropolis steps on the
-    picture itself."""
+def ours(name: str, num_updates: int) -> ImageModel:
+    """Two splines, one of the first coordinate and one of the second given the first."""
 
     def blocks(energy: Energy, dim: int) -> list[Any]:
         table = ParameterTable(OURS_KNOTS, OURS_BINS)
-        path = [even_knots(T.SplineCoupling(2, 1, table, count_bins=OURS_BINS, bound=BOUND))]
-        return [*path, _walk(num_steps, energy)] if num_steps else path
+        return [even_knots(T.SplineCoupling(2, 1, table, count_bins=OURS_BINS, bound=BOUND))]
 
     return ImageModel(name, 2, num_updates, blocks)
 
 
-def _walk(num_steps: int, energy: Energy) -> MetropolisAdjusted:
-    scales = list(islice(cycle(OURS_SCALES), num_steps))
-    return MetropolisAdjusted(RandomWalkTransform(2, scales, num_steps=num_steps), energy)
+def followed_by_steps(program: Any, guide: AutoStochasticFlow, num_steps: int) -> AutoStochasticFlow:
+    """A guide on the same trained layers, with Metropolis steps on the target itself behind them."""
+    layers = [block for block, _ in guide.get_transform()._directed() if not isinstance(block, MetropolisAdjusted)]
+    return AutoStochasticFlow(program, lambda energy, dim: [*layers, _walk(num_steps, energy)])
 
 
-def with_steps(model: Any, guide: AutoStochasticFlow, num_steps: int) -> AutoStochasticFlow:
+def with_steps(program: Any, guide: AutoStochasticFlow, num_steps: int) -> AutoStochasticFlow:
     """A guide on the same trained layers, with this many Metropolis steps in each block instead of its own."""
 
     def again(block: Any) -> Any:
         if not isinstance(block, MetropolisAdjusted):
             return block
-        scale = block.proposal.scale
-        if scale.dim():
-            return _walk(num_steps, block.energy)
+        scale = cast(RandomWalkTransform, block.proposal).scale
         return MetropolisAdjusted(RandomWalkTransform(2, float(scale), num_steps=num_steps), block.energy)
 
     path = [again(block) for block, _ in guide.get_transform()._directed()]
-    return AutoStochasticFlow(model, lambda energy, dim: path)
+    return AutoStochasticFlow(program, lambda energy, dim: path)
+
+
+def _walk(num_steps: int, energy: Energy) -> MetropolisAdjusted:
+    scales = list(islice(cycle(OURS_SCALES), num_steps))
+    return MetropolisAdjusted(RandomWalkTransform(2, scales, num_steps=num_steps), energy)

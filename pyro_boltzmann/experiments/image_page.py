@@ -54,7 +54,9 @@ def equal_cost(scored: Mapping[str, Scored], pairs: Mapping[str, Sequence[str]])
             f"{head} {best.model.name} | {best.cost:.1f} | {best.value('image_kl_raw'):.4f} | {weighted:.4f} | {word} |"
         )
     raw, reweighted = (sum(v[part] for v in verdicts) for part in (0, 1))
-    summary = f"Raw, the stochastic flow is better in {raw} of {len(verdicts)} comparisons; reweighted, in {reweighted}."
+    summary = (
+        f"Raw, the stochastic flow is better in {raw} of {len(verdicts)} comparisons; reweighted, in {reweighted}."
+    )
     return [*lines, "", summary]
 
 
@@ -103,13 +105,13 @@ def _costs(curves: Mapping[str, tuple[str, Curve]]) -> list[str]:
 
 _TEXT = """\
 A picture as a density in the plane, after Wu, Koehler and Noe (arXiv 2002.06707), section 5; the picture is this
-package's own target `image`, whose log Z = 2.376254 and bin integrals are exact. `image_kl` is
+package's own target `image`, whose log Z = 2.376254 and bin integrals are exact. `image_kl` is a plug-in
 $\\mathrm{{KL}}(p\\,\\|\\,q)$ in nats between the *integrals* of the density over 50 x 50 bins (and one bin for the
 {outside:.2f} % of the mass outside the square) and the shares of N = {count:,} draws, with a pseudo-count of {pseudo} a
-bin; `image_kl` is of the reweighted, `image_kl_raw` of the raw draws. The floor, what exact draws of that number score,
-is {floor:.5f} +- {spread:.5f} (standard deviation). The paper's own figures (0.40 to 0.05 between 2 and 16 layers) are
-of other pictures and of a metric that compares the density at the ends of a grid, whose floor is 0.0446: they cannot be
-compared with these.
+bin: of the reweighted draws, and as `image_kl_raw` of the draws as they come. The floor, what exact draws of that
+number score, is {floor:.5f} +- {spread:.5f} (standard deviation). The paper's own figures (0.40 to 0.05 between 2 and
+16 layers) are of other pictures and of a metric that compares the density at the ends of a grid, whose floor is 0.0446:
+they cannot be compared with these.
 
 A *layer* is one coupling: it transforms one coordinate given the other, and then the two are swapped. `rnvp` has affine
 couplings (networks 64-64-64), `nsf` rational-linear splines of 20 bins on [-4, 4]; `_snf` adds ten Metropolis steps of
@@ -119,13 +121,14 @@ number of updates is chosen so that all take about the same time, 2000 at most).
 
 `{headline}`, fixed before the run, counts as {layers} layers: a spline of the first coordinate and a spline of the
 second given the first (64 bins), whose parameters are a table over the first rather than a network of it, trained by
-maximum likelihood on {many:,} exact draws; then 20 Metropolis steps on the picture itself. `ours_flow` is the flow
-alone, trained longer instead. `ours_energy` never sees an exact draw: it learns draws of tempered SMC (random walks
+maximum likelihood on {many:,} exact draws; then, only when it draws, 20 Metropolis steps of various scales on the
+picture itself, which move draws and leave their weights as they are. `ours_flow` is the flow alone, trained longer
+instead. `ours_energy` never sees an exact draw: it learns draws of tempered SMC (random walks
 from the standard normal law), then its own reweighted draws.
 
 **The headline's KL is {raw:.2f} (raw) and {weighted:.2f} (reweighted) times the floor: {verdict} within 1.5 times.**
 
-ELBO, ESS and log Z are of the same draws, EUBO is of {backward:,} exact draws run backwards; through Metropolis steps all
+ELBO, ESS and log Z are of the same draws, EUBO is of {backward:,} exact draws run backwards; through annealed steps all
 are of paths, and looser than those of the flow alone. `updates` are of training, `train_seconds` the CPU seconds it
 took, `sample_seconds` the CPU seconds for 100,000 weighted draws, `train_evaluations` and `draw_evaluations` energies
 and gradients, in all and for a draw.

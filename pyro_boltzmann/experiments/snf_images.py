@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.diagnostics import Metric, build_report, write_report
+from pyro_boltzmann.diagnostics import build_report, write_report
 from pyro_boltzmann.diagnostics.plots import save_figure
 from pyro_boltzmann.energies import EvaluationCount
 from pyro_boltzmann.energies.catalogue import catalogue
@@ -17,9 +17,17 @@ from pyro_boltzmann.energies.catalogue.image import ImageDensity
 from pyro_boltzmann.experiments.adaptation import total_seconds
 from pyro_boltzmann.experiments.image_chains import Curve, chain_curve, flow_curve
 from pyro_boltzmann.experiments.image_figures import gallery, plot_kl_against_evaluations, plot_kl_against_layers
-from pyro_boltzmann.experiments.image_models import FAMILIES, OURS_STEPS, ImageModel, ours, published
+from pyro_boltzmann.experiments.image_models import (
+    FAMILIES,
+    OURS_STEPS,
+    ImageModel,
+    followed_by_steps,
+    ours,
+    published,
+    with_steps,
+)
 from pyro_boltzmann.experiments.image_page import CAPTIONS, COLUMNS, equal_cost, introduction
-from pyro_boltzmann.experiments.image_scores import Cells, Scored, score, shade
+from pyro_boltzmann.experiments.image_scores import SHADES, Cells, Scored, score, shade
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.experiments.run_folder import claim
 from pyro_boltzmann.experiments.threads import one_thread
@@ -36,7 +44,7 @@ DEPTHS = (2, 4, 6, 8, 12, 16)
 NUM_SAMPLES, DATA, MUCH_DATA = 500_000, 50_000, 2_000_000
 BATCH, LEARNING_RATE = 500, 3e-3
 OURS_BATCH, OURS_RATE, OURS_UPDATES = 2048, 2e-2, 1000
-LONGER = 1.2
+LONGER = 1.1
 """Training of our flow alone, which makes up for the Metropolis steps it does without."""
 TEACHER_DRAWS, SELF_DRAWS = 50_000, 1_000_000
 STOPS = (10, 25, 50, 100, 250, 500, 1000)
@@ -69,8 +77,8 @@ class _Run:
     def checkpoint(self, name: str) -> Path:
         return self.out / f"checkpoint-{name}.safetensors"
 
-    def learn(self, model: ImageModel, index: int) -> None:
-        """Train a model on exact draws (or continue, or find it trained), and score it."""
+    def learn(self, model: ImageModel, index: int, num_steps: int = 0) -> None:
+        """Train a model on exact draws (or continue, or find it trained), and score it with Metropolis steps behind."""
         torch.manual_seed(self.seed * 1000 + index)
         guide = AutoStochasticFlow(self.program, model.blocks)
         is_ours = model.name.startswith("ours")
@@ -86,9 +94,9 @@ class _Run:
             checkpoint=self.checkpoint(model.name),
             progress=self.progress,
         )
-        self._score(model, guide, result, index)
+        self._score(model, guide, result, index, num_steps)
 
-    def learn_from_energy(self, model: ImageModel, index: int) -> None:
+    def learn_from_energy(self, model: ImageModel, index: int, num_steps: int) -> None:
         """Train on draws of SMC, then on the flow's own reweighted draws."""
         torch.manual_seed(self.seed * 1000 + index)
         guide = AutoStochasticFlow(self.program, model.blocks)
@@ -124,9 +132,13 @@ class _Run:
                         progress=self.progress,
                     )
                 )
-        self._score(model, guide, _together(results, lessons), index)
+        self._score(model, guide, _together(results, lessons), index, num_steps)
 
-    def _score(self, model: ImageModel, guide: AutoStochasticFlow, result: FitResult, index: int) -> None:
+    def _score(
+        self, model: ImageModel, guide: AutoStochasticFlow, result: FitResult, index: int, num_steps: int
+    ) -> None:
+        if num_steps:
+            guide = followed_by_steps(self.program, guide, num_steps)
         one = score(
             self.program,
             model,
@@ -170,9 +182,9 @@ def run(
     with one_thread():
         shared = _Run(seed, out, share, count, progress)
         longer = round(LONGER * OURS_UPDATES)
-        shared.learn(ours(HEADLINE, num_steps=OURS_STEPS, num_updates=OURS_UPDATES), 0)
-        shared.learn(ours("ours_flow", num_steps=0, num_updates=longer), 1)
-        shared.learn_from_energy(ours("ours_energy", num_steps=OURS_STEPS, num_updates=OURS_UPDATES), 2)
+        shared.learn(ours(HEADLINE, OURS_UPDATES), 0, OURS_STEPS)
+        shared.learn(ours("ours_flow", longer), 1)
+        shared.learn_from_energy(ours("ours_energy", OURS_UPDATES), 2, OURS_STEPS)
         for index, family in enumerate(FAMILIES):
             for depth in depths:
                 shared.learn(published(family, depth), 10 * (index + 1) + DEPTHS.index(depth))
@@ -216,11 +228,13 @@ def _curves(shared: _Run) -> dict[str, tuple[str, Curve]]:
         )
     }
     steps = [stop for stop in FLOW_STOPS if stop <= 100 * shared.share] or [FLOW_STOPS[0]]
-    for name, style in ((f"nsf_snf_{CURVE_DEPTH}", "nsf_snf"), ("ours", "ours"), ("ours_energy", "ours_energy")):
-        guide = shared.scored[name].guide
-        few = [stop for stop in steps if stop <= 50 or style == "nsf_snf"]
-        curve = flow_curve(shared.program, guide, kl, few, num_samples=count, seed=seed)
-        curves[name.replace("nsf_snf", "NSF-SNF").replace("_4", ", 4 layers")] = (style, curve)
+    for label, name, style, change in (
+        (f"NSF-SNF, {CURVE_DEPTH} layers", f"nsf_snf_{CURVE_DEPTH}", "nsf_snf", with_steps),
+        ("ours", "ours", "ours", followed_by_steps),
+        ("ours_energy", "ours_energy", "ours_energy", followed_by_steps),
+    ):
+        guides = (change(shared.program, shared.scored[name].guide, stop) for stop in steps)
+        curves[label] = (style, flow_curve(shared.program, guides, kl, num_samples=count, seed=seed))
     return curves
 
 
@@ -283,9 +297,7 @@ def _report(shared: _Run, curves: dict[str, tuple[str, Curve]], depths: Sequence
         columns=COLUMNS,
         tables={
             "Ours": [name for name in scored if name.startswith("ours")],
-            **{
-                f"`{family}` by number of layers": [f"{family}_{depth}" for depth in depths] for family in FAMILIES
-            },
+            **{f"`{family}` by number of layers": [f"{family}_{depth}" for depth in depths] for family in FAMILIES},
         },
         pictures=CAPTIONS,
     )
@@ -294,8 +306,8 @@ def _report(shared: _Run, curves: dict[str, tuple[str, Curve]], depths: Sequence
 
 def _save_figures(shared: _Run, curves: dict[str, tuple[str, Curve]], depths: Sequence[int]) -> None:
     scored, target = shared.scored, shared.target
-    exact = target.heights.numpy().reshape(140, 5, 140, 5).mean((1, 3))
-    exact = exact / exact.sum() * (140 / 7.0) ** 2
+    exact = target.heights.numpy().reshape(SHADES, -1, SHADES, 7).mean((1, 3))
+    exact = exact / exact.sum() * (SHADES / 7.0) ** 2
     top = float(exact.max())
     first = [
         ("exact density", exact),
