@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -11,7 +10,6 @@ from typing import Any, cast
 import pyro.distributions.transforms as T
 import torch
 from pyro.nn import DenseNN
-from torch import Tensor, nn
 
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
 from pyro_boltzmann.experiments.architectures import even_knots
@@ -22,7 +20,6 @@ __all__ = [
     "FAMILIES",
     "OURS_STEPS",
     "ImageModel",
-    "ParameterTable",
     "followed_by_steps",
     "ours",
     "published",
@@ -35,7 +32,7 @@ BOUND = 4.0
 HIDDEN = [64, 64, 64]
 PUBLISHED_BINS, PUBLISHED_STEPS, PUBLISHED_SCALE = 20, 10, 0.1
 
-OURS_BINS, OURS_KNOTS, OURS_STEPS = 64, 96, 20
+OURS_BINS, OURS_HIDDEN, OURS_STEPS = 64, [128, 128, 128], 20
 OURS_SCALES = (2.0, 1.0, 0.5, 0.25, 0.1)
 """Of one step after another, again and again: the long ones level masses of regions, the short ones details."""
 
@@ -88,43 +85,11 @@ def _coupling(kind: str) -> Any:
     return T.SplineCoupling(2, 1, net, count_bins=bins, bound=BOUND, identity=True)
 
 
-class ParameterTable(nn.Module):
-    r"""Spline parameters as a function of one coordinate: linear between the rows of a table, one row for each equal
-    share of the standard normal law,
-
-    .. math:: \theta(x) = (1 - f)\, \theta_i + f\, \theta_{i+1}, \qquad i + f = (K - 1)\, \Phi(x).
-
-    A table learns the detail of a picture in far fewer updates than a network, which sees smooth functions first.
-
-    :param num_knots: rows :math:`K` of the table.
-    :param count_bins: bins of the spline.
-
-    >>> [part.shape[-1] for part in ParameterTable(num_knots=5, count_bins=8)(torch.zeros(3, 1))]
-    [8, 8, 7, 8]
-    """
-
-    def __init__(self, num_knots: int, count_bins: int) -> None:
-        super().__init__()
-        self.sizes = [count_bins, count_bins, count_bins - 1, count_bins]
-        table = torch.zeros(num_knots, sum(self.sizes))
-        table[:, 2 * count_bins : 3 * count_bins - 1] = math.log(math.e - 1)  # softplus of this is one
-        self.table = nn.Parameter(table)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        position = torch.special.ndtr(x[..., 0]) * (len(self.table) - 1)
-        row = position.detach().floor().clamp(0, len(self.table) - 2)
-        below = row.long()
-        rows = torch.lerp(self.table[below], self.table[below + 1], (position - row).unsqueeze(-1))
-        parts: tuple[Tensor, ...] = rows.split(self.sizes, -1)
-        return parts
-
-
 def ours(name: str, num_updates: int) -> ImageModel:
     """Two splines, one of the first coordinate and one of the second given the first."""
 
     def blocks(energy: Energy, dim: int) -> list[Any]:
-        table = ParameterTable(OURS_KNOTS, OURS_BINS)
-        return [even_knots(T.SplineCoupling(2, 1, table, count_bins=OURS_BINS, bound=BOUND))]
+        return [even_knots(T.spline_coupling(2, 1, OURS_HIDDEN, count_bins=OURS_BINS, bound=BOUND))]
 
     return ImageModel(name, 2, num_updates, blocks)
 
