@@ -4,7 +4,6 @@ continuation."""
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -51,13 +50,18 @@ def test_exact_draws_score_the_floor() -> None:
     ]  # fmt: skip
 
 
-def test_one_misplaced_half_is_worth_its_kl() -> None:
-    """Draws of the left half only, reweighted by nothing: the KL of the halves alone is a lower bound."""
-    cells = Cells(TARGET)
-    x = _exact(50_000, 2)
-    mirrored = torch.where(x[:, :1] < 0, x * torch.tensor([-1.0, 1.0]), x)
-    right = float((x[:, 0] > 0).double().mean())
-    assert cells.kl(mirrored) > (1 - right) * math.log((1 - right) / (0.5 / 50_000 * 1250)) * 0.5
+def test_draws_folded_onto_one_half_score_their_known_kl() -> None:
+    """The law of the folded draws is known, so is its KL; what the sample adds is between nothing and twice its floor
+    (half of the cells have nothing but their pseudo-counts, and hence no noise)."""
+    cells, count = Cells(TARGET), 50_000
+    x = _exact(count, 2)
+    halves = cells.masses[:2500].reshape(2, 25, 50)
+    folded = np.stack([np.zeros((25, 50)), halves[1] + halves[0, ::-1]]).reshape(-1, 1)
+    law = np.concatenate([folded, cells.masses[2500:]])
+    shares = (count * law + 0.5) / (count + 0.5 * len(law))
+    expected = float((cells.masses * np.log(cells.masses / shares)).sum())
+    kl = cells.kl(torch.stack([x[:, 0].abs(), x[:, 1]], -1))
+    assert expected > 1.0 and 0.0 < kl - expected < 2.0 * cells.floor(count)[0]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "ours"])
