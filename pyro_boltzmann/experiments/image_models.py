@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pyro.distributions.transforms as T
 import torch
 from pyro.nn import DenseNN
+from torch import nn
 
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
 from pyro_boltzmann.experiments.architectures import even_knots
@@ -80,16 +82,29 @@ def published(family: str, num_layers: int) -> ImageModel:
 def _coupling(kind: str) -> Any:
     if kind == "rnvp":
         return T.affine_coupling(2, HIDDEN, split_dim=1)
-    bins = PUBLISHED_BINS
-    net = DenseNN(1, HIDDEN, param_dims=[bins, bins, bins - 1, bins])
-    return T.SplineCoupling(2, 1, net, count_bins=bins, bound=BOUND, identity=True)
+    return _spline_coupling(HIDDEN, PUBLISHED_BINS, identity=True)
+
+
+def _spline_coupling(hidden: list[int], count_bins: int, *, identity: bool) -> Any:
+    """A spline coupling whose network starts with even knots, close to the identity: a deep stack of random splines is
+    a plaid that takes long to unlearn.
+
+    :param identity: leave the first coordinate as it is; otherwise it has a spline of its own.
+    """
+    net = DenseNN(1, hidden, param_dims=[count_bins, count_bins, count_bins - 1, count_bins])
+    last = cast(nn.Linear, net.layers[-1])
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.zero_()
+        last.bias[2 * count_bins : 3 * count_bins - 1] = math.log(math.e - 1)  # softplus of this is one
+    return even_knots(T.SplineCoupling(2, 1, net, count_bins=count_bins, bound=BOUND, identity=identity))
 
 
 def ours(name: str, num_updates: int) -> ImageModel:
     """Two splines, one of the first coordinate and one of the second given the first."""
 
     def blocks(energy: Energy, dim: int) -> list[Any]:
-        return [even_knots(T.spline_coupling(2, 1, OURS_HIDDEN, count_bins=OURS_BINS, bound=BOUND))]
+        return [_spline_coupling(OURS_HIDDEN, OURS_BINS, identity=False)]
 
     return ImageModel(name, 2, num_updates, blocks)
 

@@ -114,8 +114,8 @@ number score, is {floor:.5f} +- {spread:.5f} (standard deviation). The paper's o
 they cannot be compared with these.
 
 A *layer* is one coupling: it transforms one coordinate given the other, and then the two are swapped. `rnvp` has affine
-couplings (networks 64-64-64), `nsf` rational-linear splines of 20 bins on [-4, 4]; `_snf` adds ten Metropolis steps of
-scale 0.1 after every second layer, annealed from the Gaussian to the picture. As in the paper these four families are
+couplings (networks 64-64-64), `nsf` rational-linear splines of 20 bins on [-4, 4], which start at the identity; `_snf`
+adds ten Metropolis steps of scale 0.1 after every second layer, annealed from the Gaussian to the picture. As in the paper these four families are
 trained by maximum likelihood on {data:,} *exact* draws of the picture (batch 500; Adam 3e-3 falling by a cosine; the
 number of updates is chosen so that all take about the same time, 2000 at most).{skipped}
 
