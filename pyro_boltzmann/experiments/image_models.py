@@ -14,7 +14,6 @@ from pyro.nn import DenseNN
 from torch import nn
 
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
-from pyro_boltzmann.experiments.architectures import even_knots
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
 
@@ -34,7 +33,7 @@ BOUND = 4.0
 HIDDEN = [64, 64, 64]
 PUBLISHED_BINS, PUBLISHED_STEPS, PUBLISHED_SCALE = 20, 10, 0.1
 
-OURS_BINS, OURS_HIDDEN, OURS_STEPS = 64, [128, 128, 128], 20
+OURS_LAYERS, OURS_BINS, OURS_STEPS = 4, 24, 20
 OURS_SCALES = (2.0, 1.0, 0.5, 0.25, 0.1)
 """Of one step after another, again and again: the long ones level masses of regions, the short ones details."""
 
@@ -82,31 +81,32 @@ def published(family: str, num_layers: int) -> ImageModel:
 def _coupling(kind: str) -> Any:
     if kind == "rnvp":
         return T.affine_coupling(2, HIDDEN, split_dim=1)
-    return _spline_coupling(HIDDEN, PUBLISHED_BINS, identity=True)
+    return _spline_coupling(PUBLISHED_BINS)
 
 
-def _spline_coupling(hidden: list[int], count_bins: int, *, identity: bool) -> Any:
+def _spline_coupling(count_bins: int) -> Any:
     """A spline coupling whose network starts with even knots, close to the identity: a deep stack of random splines is
     a plaid that takes long to unlearn.
 
     :param identity: leave the first coordinate as it is; otherwise it has a spline of its own.
     """
-    net = DenseNN(1, hidden, param_dims=[count_bins, count_bins, count_bins - 1, count_bins])
+    net = DenseNN(1, HIDDEN, param_dims=[count_bins, count_bins, count_bins - 1, count_bins])
     last = cast(nn.Linear, net.layers[-1])
     with torch.no_grad():
         last.weight.mul_(0.1)
         last.bias.zero_()
         last.bias[2 * count_bins : 3 * count_bins - 1] = math.log(math.e - 1)  # softplus of this is one
-    return even_knots(T.SplineCoupling(2, 1, net, count_bins=count_bins, bound=BOUND, identity=identity))
+    return T.SplineCoupling(2, 1, net, count_bins=count_bins, bound=BOUND, identity=True)
 
 
 def ours(name: str, num_updates: int) -> ImageModel:
-    """Two splines, one of the first coordinate and one of the second given the first."""
+    """Four spline couplings; the Metropolis steps come behind the trained flow (:func:`followed_by_steps`)."""
 
     def blocks(energy: Energy, dim: int) -> list[Any]:
-        return [_spline_coupling(OURS_HIDDEN, OURS_BINS, identity=False)]
+        couplings = [_spline_coupling(OURS_BINS) for _ in range(OURS_LAYERS)]
+        return [part for coupling in couplings for part in (coupling, T.Permute(torch.tensor([1, 0])))]
 
-    return ImageModel(name, 2, num_updates, blocks)
+    return ImageModel(name, OURS_LAYERS, num_updates, blocks)
 
 
 def followed_by_steps(program: Any, guide: AutoStochasticFlow, num_steps: int) -> AutoStochasticFlow:
