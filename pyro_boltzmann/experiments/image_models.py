@@ -87,8 +87,6 @@ def _coupling(kind: str) -> Any:
 def _spline_coupling(count_bins: int) -> Any:
     """A spline coupling whose network starts with even knots, close to the identity: a deep stack of random splines is
     a plaid that takes long to unlearn.
-
-    :param identity: leave the first coordinate as it is; otherwise it has a spline of its own.
     """
     net = DenseNN(1, HIDDEN, param_dims=[count_bins, count_bins, count_bins - 1, count_bins])
     last = cast(nn.Linear, net.layers[-1])

@@ -113,17 +113,18 @@ number score, is {floor:.5f} +- {spread:.5f} (standard deviation). The paper's o
 16 layers) are of other pictures and of a metric that compares the density at the ends of a grid, whose floor is 0.0446:
 they cannot be compared with these.
 
-A *layer* is one coupling: it transforms one coordinate given the other, and then the two are swapped. `rnvp` has affine
-couplings (networks 64-64-64), `nsf` rational-linear splines of 20 bins on [-4, 4], which start at the identity; `_snf`
-adds ten Metropolis steps of scale 0.1 after every second layer, annealed from the Gaussian to the picture. As in the paper these four families are
-trained by maximum likelihood on {data:,} *exact* draws of the picture (batch 500; Adam 3e-3 falling by a cosine; the
-number of updates is chosen so that all take about the same time, 2000 at most).{skipped}
+A *layer* is one coupling: it transforms one coordinate given the other, and then the two are swapped. `rnvp` has
+affine couplings (networks 64-64-64), `nsf` rational-linear splines of 20 bins on [-4, 4], which start at the
+identity; `_snf` adds ten Metropolis steps of scale 0.1 after every second layer, annealed from the Gaussian to the
+picture. As in the paper these four families are trained by maximum likelihood on {data:,} *exact* draws of the
+picture (batch 500; Adam 3e-3 falling by a cosine; the number of updates is chosen so that all take about the same
+time, 2000 at most).{skipped}
 
-`{headline}`, fixed before the run, has {layers} layers: the couplings of `nsf` with 24 bins, trained by maximum likelihood
-on {many:,} exact draws (batch 1000, Adam 5e-3 with a cosine); then, only when it draws, 20 Metropolis steps of scales
-from 2 to 0.1 on the picture itself, which move draws and leave their weights as they are. `ours_flow` is the flow
-alone, trained 10 % longer instead. `ours_energy` never sees an exact draw: it learns draws of tempered SMC (random walks
-from the standard normal law), then its own reweighted draws.
+`{headline}`, fixed before the run, has {layers} layers: the couplings of `nsf` with 24 bins, trained by maximum
+likelihood on {many:,} exact draws (batch 1000, Adam 5e-3 with a cosine); then, only when it draws, 20 Metropolis
+steps of scales from 2 to 0.1 on the picture itself, which move draws and leave their weights as they are. `ours_flow`
+is the flow alone, trained 10 % longer instead. `ours_energy` never sees an exact draw: it learns draws of tempered
+SMC (random walks from the standard normal law), then its own reweighted draws.
 
 **The headline's KL is {raw:.2f} (raw) and {weighted:.2f} (reweighted) times the floor: {verdict} within 1.5 times.**
 
