@@ -23,6 +23,7 @@ EXPERIMENTS: dict[str, str] = {
     "certify": "pyro_boltzmann.experiments.certify",
     "vae-digits": "pyro_boltzmann.experiments.vae_digits",
     "posterior-catalogue": "pyro_boltzmann.experiments.posterior_catalogue",
+    "snf-images": "pyro_boltzmann.experiments.snf_images",
 }
 """Names of experiments and the modules that hold them."""
 
