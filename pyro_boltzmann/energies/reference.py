@@ -40,9 +40,12 @@ class NormalEnergy:
 
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient in closed form, without autograd."""
-        centred = self._centred(x)
+        return self._value(self._centred(x), x), self.gradient(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """The gradient alone."""
         scale = self.scale.to(x) if isinstance(self.scale, Tensor) else self.scale
-        return self._value(centred, x), centred / scale**2
+        return self._centred(x) / scale**2
 
     def _value(self, centred: Tensor, x: Tensor) -> Tensor:
         if isinstance(self.scale, Tensor):

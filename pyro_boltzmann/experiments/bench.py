@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from pyro_boltzmann.diagnostics.atomic import write_atomically
 from pyro_boltzmann.energies import energy_and_gradient
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.guides import AutoStochasticFlow
-from pyro_boltzmann.infer import importance_sample
+from pyro_boltzmann.infer import importance_sample, smc
 from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, RandomWalkTransform
 from pyro_boltzmann.stochastic.noise import log_uniform
 
@@ -30,6 +31,7 @@ NUM_SAMPLES = 100_000
 NUM_STEPS = 80
 REPEATS = 15
 SCALE, STEP_SIZE = 0.25, 0.01
+ANNEALED, ANNEALED_DIM = 1000, 10
 TARGET = catalogue["double_well"]
 
 Energy = Callable[[Tensor], Tensor]
@@ -48,6 +50,7 @@ def main() -> None:
     ]
     lines += _table("Metropolis random walk", _metropolis, _bare_values, _noise_metropolis, _published_metropolis, 0.6)
     lines += _table("overdamped Langevin", _langevin, _bare_forces, _noise_langevin, _published_langevin, 0.5)
+    lines += _annealing_overhead()
     text = "\n".join(lines)
     print(text)
     if page is not None:
@@ -114,6 +117,64 @@ def _measure(rows: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
                 call()
                 times[name].append(time.process_time() - start)
     return times
+
+
+def _annealing_overhead() -> list[str]:
+    """Sequential Monte Carlo beside the bare calls of an energy that costs a millisecond a batch."""
+    energy = _millisecond_energy()
+    calls = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return energy(x)
+
+    settings: dict[str, Any] = {"dim": ANNEALED_DIM, "num_samples": ANNEALED, "seed": 0, "progress": False}
+    with torch.no_grad():
+        smc(counted, **settings)
+    number = calls - 1  # one probes the shape
+    x = torch.randn(ANNEALED, ANNEALED_DIM)
+
+    def bare() -> None:
+        for _ in range(number):
+            energy_and_gradient(energy, x)
+
+    times = _measure({"ours": lambda: smc(energy, **settings), "bare": bare})
+    per_call = min(times["bare"]) / number
+    return [
+        f"sequential Monte Carlo, {ANNEALED:,} particles in {ANNEALED_DIM} dimensions, {number} gradients of "
+        f"{1e3 * per_call:.2f} ms a batch",
+        *(f"  {name:<42} {min(row):7.3f}  ({statistics.median(row):.3f})" for name, row in times.items()),
+        f"  {'ratio to bare calls':<42} {_ratio(times['ours'], times['bare'], 1.1)}",
+        "",
+    ]
+
+
+def _millisecond_energy() -> Energy:
+    """A Gaussian and a small network, as deep as it takes to cost a millisecond with its gradient."""
+    weights = torch.randn(ANNEALED_DIM, 32, generator=torch.Generator().manual_seed(0)) / ANNEALED_DIM**0.5
+    inner = torch.randn(32, 32, generator=torch.Generator().manual_seed(1)) / 32**0.5
+
+    def make(depth: int) -> Energy:
+        def energy(x: Tensor) -> Tensor:
+            hidden = torch.tanh(x @ weights)
+            for _ in range(depth):
+                hidden = torch.tanh(hidden @ inner)
+            return 2.0 * (x - 1.0).square().sum(-1) + hidden.mean(-1)
+
+        return energy
+
+    x = torch.randn(ANNEALED, ANNEALED_DIM)
+    for depth in range(1, 60):
+        energy = make(depth)
+        times = []
+        for _ in range(15):
+            start = time.process_time()
+            energy_and_gradient(energy, x)
+            times.append(time.process_time() - start)
+        if min(times) >= 1e-3:
+            break
+    return energy
 
 
 # Ours ------------------------------------------------------------------------------------------------------------

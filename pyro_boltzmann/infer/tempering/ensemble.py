@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
+from pyro_boltzmann.energies.reference import NormalEnergy
 from pyro_boltzmann.energies.rows import RowMask
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 
@@ -17,6 +18,8 @@ __all__ = ["Ensemble", "Kernel", "Moves", "evaluate", "make_kernel", "move", "te
 
 
 QUARTER_PERIOD = math.pi / 2
+FEW = 2**15
+"""Numbers up to which one ``torch.where`` costs less than three operations on their bits."""
 
 
 class Ensemble(NamedTuple):
@@ -38,10 +41,14 @@ class Ensemble(NamedTuple):
         """The particles ``index`` of a flat batch."""
         return self.map(lambda part: part[index])
 
-    def where(self, rows: RowMask, other: Ensemble) -> Ensemble:
-        """These particles where ``rows`` says so, those of ``other`` elsewhere."""
+    def where(self, mask: Tensor, other: Ensemble) -> Ensemble:
+        """These particles where ``mask`` says so, those of ``other`` elsewhere."""
         others = iter([part for part in other if part is not None])
-        return self.map(lambda part: rows.select(part, next(others)))
+        if self.x.numel() > FEW:
+            rows = RowMask(mask)
+            return self.map(lambda part: rows.select(part, next(others)))
+        wide, batch = mask.unsqueeze(-1), mask.dim()
+        return self.map(lambda part: torch.where(mask if part.dim() == batch else wide, part, next(others)))
 
     def reshape(self, *batch: int) -> Ensemble:
         """The same particles with another batch shape."""
@@ -115,10 +122,19 @@ def make_kernel(name: str, num_steps: int) -> Kernel:
     return Kernel(name, num_steps if name == "hmc" else 1)
 
 
-def evaluate(reference: Energy, target: Energy, x: Tensor, gradients: bool, known: Ensemble | None = None) -> Ensemble:
+def evaluate(
+    reference: Energy,
+    target: Energy,
+    x: Tensor,
+    gradients: bool,
+    known: Ensemble | None = None,
+    *,
+    on_the_way: bool = False,
+) -> Ensemble:
     """Both energies at ``x``, each once, without a graph.
 
     :param known: an ensemble whose reference part is not needed any more; it is carried along instead of computed.
+    :param on_the_way: inside a trajectory, where nobody reads the reference energy: only its gradient need be right.
     """
     if not gradients:
         base = energy_value(reference, x) if known is None else known.reference
@@ -126,6 +142,8 @@ def evaluate(reference: Energy, target: Energy, x: Tensor, gradients: bool, know
     u, gradient = energy_and_gradient(target, x)
     if known is not None:
         return Ensemble(x, known.reference, u, known.reference_gradient, gradient)
+    if on_the_way and isinstance(reference, NormalEnergy):
+        return Ensemble(x, u, u, reference.gradient(x), gradient)
     base, base_gradient = energy_and_gradient(reference, x)
     return Ensemble(x, base, u, base_gradient, gradient)
 
@@ -161,31 +179,41 @@ def move(
     here = tempered(ensemble, position)
     # At the end of the ladder the reference has no say, and is not asked.
     known = ensemble if isinstance(position, float) and position == 1.0 else None
+    # A diagonal change of variables goes into the step size, and costs nothing on the way.
+    outward, inward = (scale.outward, scale.inward) if scale.is_dense else (_same, _same)
+    if not scale.is_dense:
+        h = h * scale.factor
     if kernel.name == "rwm":
-        after = evaluate(reference, target, torch.addcmul(x, h, scale.outward(noise)), False, known)
+        after = evaluate(reference, target, torch.addcmul(x, h, outward(noise)), False, known)
         change = tempered(after, position) - here
     else:
         half = 0.5 * h
-        momentum = torch.addcmul(noise, half, scale.inward(_force(ensemble, position)), value=-1.0)
+        momentum = torch.addcmul(noise, half, inward(_force(ensemble, position)), value=-1.0)
         after = ensemble
         for remaining in reversed(range(kernel.num_steps)):
-            after = evaluate(reference, target, torch.addcmul(after.x, h, scale.outward(momentum)), True, known)
-            force = scale.inward(_force(after, position))
-            momentum = torch.addcmul(momentum, h if remaining else half, force, value=-1.0)
-        kinetic = 0.5 * (torch.linalg.vecdot(momentum, momentum) - torch.linalg.vecdot(noise, noise))
-        change = tempered(after, position) - here + kinetic
+            y = torch.addcmul(after.x, h, outward(momentum))
+            after = evaluate(reference, target, y, True, known, on_the_way=remaining > 0)
+            momentum = torch.addcmul(momentum, h if remaining else half, inward(_force(after, position)), value=-1.0)
+        kinetic = torch.linalg.vecdot(momentum, momentum) - torch.linalg.vecdot(noise, noise)
+        change = torch.add(tempered(after, position) - here, kinetic, alpha=0.5)
     # An energy of -inf is no better than one of +inf: the target is undefined there.
     acceptance = torch.exp(-change).clamp_max_(1.0)
     acceptance = torch.where(change > -torch.inf, acceptance, 0.0)
-    rows = RowMask(torch.rand_like(acceptance) < acceptance)
-    return Moves(after.where(rows, ensemble), acceptance)
+    return Moves(after.where(torch.rand_like(acceptance) < acceptance, ensemble), acceptance)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def tempered(ensemble: Ensemble, position: float | Tensor) -> Tensor:
     r""":math:`u_0 + \lambda (u - u_0)`, infinite where the target is."""
     if isinstance(position, float) and position == 1.0:
         return ensemble.target
-    return ensemble.reference + position * (ensemble.target - ensemble.reference)
+    difference = ensemble.target - ensemble.reference
+    if isinstance(position, float):
+        return torch.add(ensemble.reference, difference, alpha=position)
+    return ensemble.reference + position * difference
 
 
 def _force(ensemble: Ensemble, position: float | Tensor) -> Tensor:
