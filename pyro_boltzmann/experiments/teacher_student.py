@@ -37,7 +37,7 @@ from pyro_boltzmann.transforms import ElementwiseAffine, InverseTransform, Pushf
 
 __all__ = ["LESSONS", "Lesson", "run"]
 
-SEEDS = 3
+SEEDS = 5
 FULL_MINUTES = 25.0
 SCORED = 20_000
 """Draws behind each figure, forward and backward."""
