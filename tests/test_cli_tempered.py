@@ -63,3 +63,13 @@ def test_draws_too_few_to_tell_are_called_unreliable(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"] == "unreliable"
     assert any(reason.startswith("roots:") for reason in report["reasons"])
+
+
+def test_particles_are_compared_with_reference_samples(tmp_path: Path) -> None:
+    assert sample(tmp_path, "dw4", "--sampler", "smc", "--num-samples", "4000") == 0
+    report = read_report(tmp_path / "report.json")
+    for name in ("e_w2", "distance_tv", "x_w2_aligned"):
+        row = report["metrics"][name]
+        # Draws of an honest sampler are as far from the reference as its own halves are, or a little further.
+        assert 0 < row["value"] < 3 * row["floor"], name
+    assert any("reference samples" in reason for reason in report["reasons"])

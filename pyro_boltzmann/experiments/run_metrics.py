@@ -80,7 +80,7 @@ def run_metrics(
     :param z: their unconstrained vectors, ``(N, dim)``.
     :param energy: the energy on these, for the virial; ``None`` leaves the virial out.
     :param target: where truths are known.
-    :param exact: exact samples, for the distances.
+    :param exact: exact samples, or reference samples, for the distances.
     :param reverse_log_weights: of paths run backwards from exact samples, for ``eubo`` and ``forward_ess``.
     """
     rows = weight_metrics(ws, reverse_log_weights=reverse_log_weights, log_z=log_z_truth(target))

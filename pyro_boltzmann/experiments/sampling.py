@@ -13,6 +13,7 @@ from pyro_boltzmann.diagnostics import build_report, write_report
 from pyro_boltzmann.energies.evaluation import count_evaluations
 from pyro_boltzmann.exceptions import PyroBoltzmannError, ShapeError
 from pyro_boltzmann.experiments.learned_run import LearnedRun
+from pyro_boltzmann.experiments.reference_draws import draw_reference
 from pyro_boltzmann.experiments.run_folder import REPORT, check_writable, claim
 from pyro_boltzmann.experiments.run_metrics import draw_exact, failures_of, run_metrics
 from pyro_boltzmann.experiments.run_outcome import Outcome
@@ -21,6 +22,10 @@ from pyro_boltzmann.experiments.targets import resolve_target
 from pyro_boltzmann.experiments.tempered_run import TEMPERED, TemperedRun
 
 __all__ = ["UnknownSamplerError", "run"]
+
+REFERENCE_NOTE = (
+    "distances and their floors are from reference samples (sequential Monte Carlo): this target has no exact ones"
+)
 
 
 class UnknownSamplerError(PyroBoltzmannError, KeyError):
@@ -85,12 +90,13 @@ def _conclude(outcome: Outcome, run: LearnedRun | TemperedRun) -> dict[str, Any]
     target = run.resolved.target
     with count_evaluations() as count:
         exact = draw_exact(target, run.num_samples, run.seed)
+        reference = draw_reference(target, run.num_samples, run.seed)
         rows = run_metrics(
             outcome.draws,
             outcome.z,
             outcome.energy,
             target=target,
-            exact=exact,
+            exact=reference if exact is None else exact,
             reverse_log_weights=None
             if exact is None or outcome.backwards is None
             else outcome.backwards(exact.z[: run.num_samples]),
@@ -108,10 +114,11 @@ def _conclude(outcome: Outcome, run: LearnedRun | TemperedRun) -> dict[str, Any]
         threads=torch.get_num_threads(),
         target_hash=run.resolved.target_hash,
         failures=[*outcome.failures, *failures_of(rows)],
-        notes=outcome.notes,
+        notes=[*outcome.notes, *([] if reference is None else [REFERENCE_NOTE])],
     )
     write_report(report, run.folder / REPORT)
-    exact_energies = None if exact is None else exact.energy
+    compared = reference if exact is None else exact
+    exact_energies = None if compared is None else compared.energy
     write_plots(
         outcome.draws, outcome.z, run.folder, energy=outcome.energy, target=target, exact_energies=exact_energies
     )
