@@ -23,7 +23,8 @@ class PathResampler:
     .. math:: \log w_k = S_k - \log q_0(x_0) - u_k(x_k)
 
     has fallen below a fraction. The paths that are left go on with the batch's mean weight, and pay for
-    :math:`e^{-u_k}` by the very numbers that chose them. Whatever :math:`u_k` is, :math:`E[\hat Z] = Z`.
+    :math:`e^{-u_k}` by the very numbers that chose them. Whatever :math:`u_k` is, :math:`E[\hat Z] = Z`: a path where it
+    is not finite may return to the support of the target, so it is kept with the smallest weight of the others.
 
     :param below: fraction in (0, 1).
     :param method: a name in ``RESAMPLERS``.
@@ -60,12 +61,18 @@ class PathResampler:
         energy = self._energy(block, x, memo)
         if energy is None:
             return None
-        log_weights = log_ratio - energy - self.log_base
-        # Paths that overflowed are lost, here as at the end of the path.
-        log_weights = torch.where(log_weights < torch.inf, log_weights, -torch.inf)
-        if not bool((log_weights > -torch.inf).any()):
+        free = log_ratio - self.log_base
+        log_weights = free - energy
+        finite = log_weights.isfinite()
+        if not bool(finite.any()):
             return None
-        ess = kish_ess(log_weights)
+        ess = kish_ess(torch.where(finite, log_weights, -torch.inf))
+        # Paths that overflowed are lost, here as at the end of the path.
+        alive = free.isfinite() & x.isfinite().all(-1)
+        if not bool(finite.all()):
+            smallest = log_weights[finite].min()
+            log_weights = torch.where(alive, torch.where(finite, log_weights, smallest), -torch.inf)
+            energy = torch.where(finite, energy, free - smallest)
         self.ess.setdefault(position, []).append(ess)
         self.resampled.setdefault(position, 0)
         if ess >= self.below:

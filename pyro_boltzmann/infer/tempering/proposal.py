@@ -106,10 +106,15 @@ class _DistributionEnergy:
         self.distribution = distribution
 
     def __call__(self, x: Tensor) -> Tensor:
-        # A trajectory that diverges ends anywhere, and distributions that check their arguments raise at NaN.
-        usable = x.isfinite().all(-1)
-        log_prob: Tensor = self.distribution.log_prob(torch.where(usable.unsqueeze(-1), x, 0.0))
-        return torch.where(usable, -log_prob, torch.inf)
+        # A trajectory may end anywhere, and distributions that check their arguments raise outside their support.
+        usable = x.isfinite().all(-1) & self.distribution.support.check(x)
+        # Zero times x, because a uniform density does not depend on it and yet has a gradient.
+        if bool(usable.all()):
+            energy: Tensor = 0.0 * x.sum(-1) - self.distribution.log_prob(x)
+            return energy
+        inside = x[usable]
+        infinite = torch.full_like(x[..., 0], torch.inf)
+        return infinite.index_put((usable,), 0.0 * inside.sum(-1) - self.distribution.log_prob(inside))
 
 
 def _of_flow(guide: AutoStochasticFlow, dim: int) -> Proposal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,8 @@ def smc(
     problem = resolve_problem(model_or_energy, args, kwargs, dim)
     start = resolve_proposal(proposal, problem, args, kwargs)
     first_step = settings.kernel.initial_step(problem.dim) if step_size is None else float(step_size)
+    if not 0.0 < first_step < math.inf:
+        raise ValueError(f"step_size must be positive and finite, got {step_size}")
     file = None if checkpoint is None else Path(checkpoint)
     identity = {"sampler": "smc", "dim": problem.dim, "seed": seed, "step_size": first_step, **settings.to_dict()}
 
@@ -139,6 +142,9 @@ def smc(
                 run = SMCRun.start(settings, start, problem.energy, first_step)
             else:
                 run = SMCRun.restore(settings, start.energy, problem.energy, *kept)
+                keeper.refuse_other_energy("energy", problem.energy, run.ensemble.x, run.ensemble.target)
+                if not run.is_finished:  # at the end of the ladder the reference is not asked any more
+                    keeper.refuse_other_energy("proposal", start.energy, run.ensemble.x, run.ensemble.reference)
             _anneal(run, ladder, keeper, max_seconds, progress, name)
         return run, keeper
 
