@@ -23,8 +23,8 @@ class PathResampler:
     .. math:: \log w_k = S_k - \log q_0(x_0) - u_k(x_k)
 
     has fallen below a fraction. The paths that are left go on with the batch's mean weight, and pay for
-    :math:`e^{-u_k}` by the very numbers that chose them. Whatever :math:`u_k` is, :math:`E[\hat Z] = Z`: a path where it
-    is not finite may return to the support of the target, so it is kept with the smallest weight of the others.
+    :math:`e^{-u_k}` by the very numbers that chose them. Whatever :math:`u_k` is, :math:`E[\hat Z] = Z`: a path where
+    it is not finite may return to the support of the target, so it is kept with the smallest weight of the others.
 
     :param below: fraction in (0, 1).
     :param method: a name in ``RESAMPLERS``.

@@ -120,7 +120,7 @@ def parallel_tempering(
     }
     keeper = Keeper(checkpoint, checkpoint_every, identity, resume=resume)
     with seeded(seed), count_evaluations() as keeper.count:
-        kept = keeper.load()
+        kept = keeper.load(start)
         if kept is None:
             run = _first_ladder(start, problem.energy, moves, num_moves, mass, num_chains, num_temperatures, overlap)
             record = _Record()
@@ -177,7 +177,9 @@ def _first_ladder(
 ) -> PTRun:
     """Temperatures, states and step sizes from a short annealing run."""
     size = max(PILOT_PARTICLES, 4 * num_chains)
-    settings = SMCSettings(1, size, kernel, max(2, num_moves), max(20, num_moves), overlap, 0.9, "systematic", False, mass)
+    settings = SMCSettings(
+        1, size, kernel, max(2, num_moves), max(20, num_moves), overlap, 0.9, "systematic", False, mass
+    )
     annealing = SMCRun.start(settings, proposal, energy, kernel.initial_step(proposal.dim))
     states = [_some(annealing, num_chains)]
     while not annealing.is_finished:

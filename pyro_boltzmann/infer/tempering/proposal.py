@@ -38,6 +38,12 @@ class Proposal:
         with kept_generators():
             return int(self.sample(1).shape[-1])
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the draws, found likewise."""
+        with kept_generators():
+            return self.sample(1).device
+
 
 def resolve_proposal(proposal: Any, problem: Problem, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Proposal:
     r"""The density that tempering starts from.

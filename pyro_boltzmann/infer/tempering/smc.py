@@ -68,7 +68,9 @@ def smc(
 
     *Errors*: draws with a common ancestor are not independent, and the weights since the last resampling say nothing
     about what was lost before it. So errors come from genealogies (Lee and Whiteley, arXiv 1509.00394), or from the
-    chains where there are four or more, and k-hat is NaN. Chains share the ladder but never exchange particles.
+    chains where there are four or more, and k-hat is NaN. Chains share the ladder but never exchange particles. Where
+    few ancestors survive many resamplings (``waste_free`` with tens of moves, multinomial resampling), genealogies
+    exaggerate the error of log Z manifold: use four chains or more.
 
     :param model_or_energy: a Pyro program (with its ``args`` and ``kwargs``), a ``BoltzmannModel``, a catalogue target,
         or an energy ``(*batch, dim) -> (*batch)`` with ``dim``.
@@ -137,7 +139,7 @@ def smc(
         place = file if file is None or name == "smc" else file.with_name(f"{file.stem}-{name}{file.suffix}")
         keeper = Keeper(place, checkpoint_every, {**identity, "pass": name, "freeze": freeze}, resume=resume)
         with count_evaluations() as keeper.count:
-            kept = keeper.load()
+            kept = keeper.load(start)
             if kept is None:
                 run = SMCRun.start(settings, start, problem.energy, first_step)
             else:
