@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
 from pyro_boltzmann.diagnostics.weights import kish_ess
@@ -28,6 +28,7 @@ class PathResampler:
 
     :param below: fraction in (0, 1).
     :param method: a name in ``RESAMPLERS``.
+    :param generator: of the resampling; torch's global one unless given.
     :ivar roots: by batch, the first path that each end state descends from.
     :ivar ess: by position, the ESS of :math:`w_k` in each batch, before any resampling there.
     :ivar resampled: by position, in how many batches the paths were resampled.
@@ -37,13 +38,14 @@ class PathResampler:
     (Del Moral, Doucet and Jasra 2006).
     """
 
-    def __init__(self, below: float, method: str = "systematic") -> None:
+    def __init__(self, below: float, method: str = "systematic", generator: Generator | None = None) -> None:
         if not 0.0 < below < 1.0:
             raise ValueError(f"resample_below must lie in (0, 1), a fraction of the batch, got {below}")
         if method not in RESAMPLERS:
             raise ValueError(f"resampler must be one of {sorted(RESAMPLERS)}, got {method!r}")
         self.below = below
         self.method = method
+        self.generator = generator
         self.log_base = torch.zeros(0)
         self.roots: list[Tensor] = []
         self.ess: dict[int, list[float]] = {}
@@ -78,7 +80,7 @@ class PathResampler:
         if ess >= self.below:
             return None
         self.resampled[position] += 1
-        index = RESAMPLERS[self.method](log_weights, len(log_weights), None)
+        index = RESAMPLERS[self.method](log_weights, len(log_weights), self.generator)
         log_mean = log_weights.logsumexp(0) - math.log(len(log_weights))
         self.log_base = self.log_base[index]
         self.roots[-1] = self.roots[-1][index]

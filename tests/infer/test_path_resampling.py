@@ -9,6 +9,7 @@ import torch
 
 import pyro_boltzmann as pb
 from pyro_boltzmann.energies import AnnealedEnergy, NormalEnergy
+from pyro_boltzmann.infer.path_resampling import PathResampler
 from pyro_boltzmann.stochastic import (
     LangevinTransform,
     LeapfrogTransform,
@@ -141,6 +142,19 @@ def test_resampling_helps_where_weights_degenerate():
     assert better.log_normalizer_error < 0.2
     assert math.isnan(better.khat)
     assert 8 <= better.num_independent < 8000
+
+
+def test_a_generator_of_its_own():
+    _, guide = guide_of(lambda u, d: rungs(u, d, (0.5, 1.0), langevin))
+    ends = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            resampler = PathResampler(0.9, generator=generator)
+            ends.append(guide.sample_paths(100, generator=generator, resampler=resampler).z)
+    assert sum(resampler.resampled.values()) > 0
+    assert torch.equal(*ends)
 
 
 def test_bad_settings():
