@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -33,7 +34,8 @@ def systematic(log_weights: Tensor, num_samples: int, generator: torch.Generator
     """
     _check_size(num_samples)
     offset = _uniform(1, generator)
-    return _select(log_weights, (offset + torch.arange(num_samples, dtype=torch.float64)) / num_samples)
+    steps = torch.arange(num_samples, dtype=torch.float64, device="cpu")
+    return _select(log_weights, (offset + steps) / num_samples)
 
 
 def multinomial(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -90,6 +92,5 @@ def _select(log_weights: Tensor, positions: Tensor) -> Tensor:
     cumulative = torch.from_numpy(normalized_weights(log_weights)).cumsum(0)
     cumulative = cumulative / cumulative[-1]
     # (u + M - 1) / M may round to 1, which lies beyond the last draw of positive weight.
-    below_one = torch.nextafter(torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
-    indices = torch.searchsorted(cumulative, positions.minimum(below_one), right=True)
+    indices = torch.searchsorted(cumulative, positions.clamp_max(math.nextafter(1.0, 0.0)), right=True)
     return indices.to(log_weights.device)

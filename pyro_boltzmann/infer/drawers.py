@@ -88,7 +88,9 @@ class PathDrawer:
         }
         roots = None
         if self.resampler is not None:
-            info["resampled"], roots = self.resampler.resampled, torch.cat(self.resampler.roots)
+            info["resampled"] = self.resampler.resampled
+            if any(self.resampler.resampled.values()):
+                roots = torch.cat(self.resampler.roots)
         return Drawn(self.guide.constrain(z), log_weights, log_q, energy, info, roots)
 
     def _path_ess(self) -> dict[int, float]:

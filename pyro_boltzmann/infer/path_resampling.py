@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
 from pyro_boltzmann.diagnostics.weights import kish_ess
@@ -23,10 +23,12 @@ class PathResampler:
     .. math:: \log w_k = S_k - \log q_0(x_0) - u_k(x_k)
 
     has fallen below a fraction. The paths that are left go on with the batch's mean weight, and pay for
-    :math:`e^{-u_k}` by the very numbers that chose them. Whatever :math:`u_k` is, :math:`E[\hat Z] = Z`.
+    :math:`e^{-u_k}` by the very numbers that chose them. Whatever :math:`u_k` is, :math:`E[\hat Z] = Z`: a path where
+    it is not finite may return to the support of the target, so it is kept with the smallest weight of the others.
 
     :param below: fraction in (0, 1).
     :param method: a name in ``RESAMPLERS``.
+    :param generator: of the resampling; torch's global one unless given.
     :ivar roots: by batch, the first path that each end state descends from.
     :ivar ess: by position, the ESS of :math:`w_k` in each batch, before any resampling there.
     :ivar resampled: by position, in how many batches the paths were resampled.
@@ -36,13 +38,14 @@ class PathResampler:
     (Del Moral, Doucet and Jasra 2006).
     """
 
-    def __init__(self, below: float, method: str = "systematic") -> None:
+    def __init__(self, below: float, method: str = "systematic", generator: Generator | None = None) -> None:
         if not 0.0 < below < 1.0:
             raise ValueError(f"resample_below must lie in (0, 1), a fraction of the batch, got {below}")
         if method not in RESAMPLERS:
             raise ValueError(f"resampler must be one of {sorted(RESAMPLERS)}, got {method!r}")
         self.below = below
         self.method = method
+        self.generator = generator
         self.log_base = torch.zeros(0)
         self.roots: list[Tensor] = []
         self.ess: dict[int, list[float]] = {}
@@ -60,18 +63,24 @@ class PathResampler:
         energy = self._energy(block, x, memo)
         if energy is None:
             return None
-        log_weights = log_ratio - energy - self.log_base
-        # Paths that overflowed are lost, here as at the end of the path.
-        log_weights = torch.where(log_weights < torch.inf, log_weights, -torch.inf)
-        if not bool((log_weights > -torch.inf).any()):
+        free = log_ratio - self.log_base
+        log_weights = free - energy
+        finite = log_weights.isfinite()
+        if not bool(finite.any()):
             return None
-        ess = kish_ess(log_weights)
+        ess = kish_ess(torch.where(finite, log_weights, -torch.inf))
+        # Paths that overflowed are lost, here as at the end of the path.
+        alive = free.isfinite() & x.isfinite().all(-1)
+        if not bool(finite.all()):
+            smallest = log_weights[finite].min()
+            log_weights = torch.where(alive, torch.where(finite, log_weights, smallest), -torch.inf)
+            energy = torch.where(finite, energy, free - smallest)
         self.ess.setdefault(position, []).append(ess)
         self.resampled.setdefault(position, 0)
         if ess >= self.below:
             return None
         self.resampled[position] += 1
-        index = RESAMPLERS[self.method](log_weights, len(log_weights), None)
+        index = RESAMPLERS[self.method](log_weights, len(log_weights), self.generator)
         log_mean = log_weights.logsumexp(0) - math.log(len(log_weights))
         self.log_base = self.log_base[index]
         self.roots[-1] = self.roots[-1][index]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["cuda_devices", "generator_states", "kept_generators", "restore_generators", "seeded"]
+__all__ = ["cuda_devices", "devices_in_use", "generator_states", "kept_generators", "restore_generators", "seeded"]
 
 
 def cuda_devices(module: object) -> list[int]:
@@ -19,11 +19,15 @@ def cuda_devices(module: object) -> list[int]:
     return sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
 
 
+def devices_in_use() -> list[int]:
+    """Indices of the CUDA devices whose generators may have been used."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
 @contextmanager
 def kept_generators(*, enabled: bool = True) -> Iterator[None]:
     """Put the global generators back at the end of the block, whatever it drew."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices), enabled=enabled):
+    with torch.random.fork_rng(devices=devices_in_use(), enabled=enabled):
         yield
 
 

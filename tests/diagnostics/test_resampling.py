@@ -67,3 +67,12 @@ def test_last_position_that_rounds_to_one_stays_in_range(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor([1.0 - 2.0**-53], dtype=torch.float64))
     indices = systematic(torch.tensor([0.0, 0.0, -math.inf]), 10_001)
     assert indices.max() == 1
+
+
+@pytest.mark.parametrize("name", sorted(RESAMPLERS))
+def test_resamplers_ignore_the_default_device(name):
+    # As on a machine whose default device is its accelerator; "meta" refuses to mix with others in the same way.
+    with torch.device("meta"):
+        index = RESAMPLERS[name](torch.zeros(4, device="cpu"), 4, None)
+    assert index.device.type == "cpu"
+    assert index.shape == (4,)

@@ -165,6 +165,20 @@ def test_an_interrupted_warm_up_resumes(tmp_path):
     assert torch.equal(run(energy, **settings).samples["x"], resumed.samples["x"])
 
 
+def test_many_moves_between_swaps():
+    draws = run(lambda x: x.square().sum(-1), dim=2, num_samples=40, num_chains=4, num_warmup=8, num_moves=25)
+    assert len(draws) == 40
+
+
+def test_a_checkpoint_of_another_energy_is_refused(tmp_path):
+    settings = {"dim": 2, "num_samples": 40, "num_chains": 4, "num_warmup": 8, "checkpoint": tmp_path / "run"}
+    run(lambda x: x.square().sum(-1), **settings)
+    with pytest.raises(CheckpointError, match="another energy"):
+        run(lambda x: x.square().sum(-1) + 1.0, **settings)
+    with pytest.raises(CheckpointError, match="another proposal"):
+        run(lambda x: x.square().sum(-1), proposal=2.0, **settings)
+
+
 def test_saved_draws_come_back(tmp_path):
     draws = run(lambda x: x.square().sum(-1), dim=2, save_to=tmp_path / "draws.nc")
     again = from_netcdf(tmp_path / "draws.nc")

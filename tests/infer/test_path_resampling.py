@@ -9,6 +9,7 @@ import torch
 
 import pyro_boltzmann as pb
 from pyro_boltzmann.energies import AnnealedEnergy, NormalEnergy
+from pyro_boltzmann.infer.path_resampling import PathResampler
 from pyro_boltzmann.stochastic import (
     LangevinTransform,
     LeapfrogTransform,
@@ -46,11 +47,11 @@ def guide_of(blocks, energy=shifted):
     return model, pb.AutoStochasticFlow(model, blocks)
 
 
-def replicates(blocks, energy=shifted, number=200, length=60, **settings):
+def replicates(blocks, energy=shifted, number=200, length=60, below=0.7, **settings):
     """Estimates of Z / its true value from independent populations of one call."""
     model, guide = guide_of(blocks, energy)
     draws = pb.importance_sample(
-        model, guide, num_samples=number * length, num_chains=number, resample_below=0.7, seed=3, **settings
+        model, guide, num_samples=number * length, num_chains=number, resample_below=below, seed=3, **settings
     )
     log_z = draws.log_weights.reshape(number, length).logsumexp(-1) - math.log(length)
     return (log_z - LOG_Z).exp(), draws
@@ -100,12 +101,24 @@ def test_a_random_density_is_drawn_once_and_reused():
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / 200**0.5
 
 
+def test_paths_may_return_from_behind_a_wall():
+    # Unadjusted steps cross the wall in both directions: a path of zero density now may have a weight in the end.
+    def wall(x):
+        return torch.where(x[..., 0] > 0, 0.5 * x.square().sum(-1), torch.inf)
+
+    ratio, draws = replicates(lambda u, d: rungs(u, d, (0.25, 0.5, 0.75, 1.0), langevin), wall, below=0.9)
+    ratio = ratio / 2  # the half plane has the mass pi, twice that of the target that replicates() knows
+    assert sum(draws.info["resampled"].values()) > 200
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / 200**0.5
+
+
 def test_without_need_nothing_is_resampled():
     model, guide = guide_of(lambda u, d: rungs(u, d, (0.5, 1.0), metropolis))
     plain = pb.importance_sample(model, guide, num_samples=500, batch_size=500, seed=1)
     never = pb.importance_sample(model, guide, num_samples=500, resample_below=1e-9, seed=1)
     assert torch.equal(plain.log_weights, never.log_weights)
     assert never.num_independent == pytest.approx(500 * never.ess)
+    assert never.khat == plain.khat  # weights that were never resampled have a tail to look at
     assert never.info["path_ess"] == pytest.approx(plain.info["path_ess"])
 
 
@@ -129,6 +142,19 @@ def test_resampling_helps_where_weights_degenerate():
     assert better.log_normalizer_error < 0.2
     assert math.isnan(better.khat)
     assert 8 <= better.num_independent < 8000
+
+
+def test_a_generator_of_its_own():
+    _, guide = guide_of(lambda u, d: rungs(u, d, (0.5, 1.0), langevin))
+    ends = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            resampler = PathResampler(0.9, generator=generator)
+            ends.append(guide.sample_paths(100, generator=generator, resampler=resampler).z)
+    assert sum(resampler.resampled.values()) > 0
+    assert torch.equal(*ends)
 
 
 def test_bad_settings():

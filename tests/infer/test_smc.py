@@ -241,6 +241,15 @@ def test_a_distribution_has_infinite_energy_where_a_trajectory_has_diverged():
     assert draws.energy.isfinite().all() and draws.info["smc"]["acceptance"][0] < 1.0
 
 
+def test_a_proposal_of_bounded_support():
+    # Moves try points outside, where a distribution that checks its arguments raises, here and at zero.
+    uniform = dist.Uniform(torch.full((2,), 0.5), torch.full((2,), 4.5), validate_args=True).to_event(1)
+    for kernel in ("hmc", "rwm"):
+        draws = run(proposal=uniform, num_samples=4000, kernel=kernel)
+        # All but 0.3 % of the mass is inside.
+        assert abs(draws.log_normalizer - LOG_Z) < 4.5 * draws.log_normalizer_error + 0.003
+
+
 def test_the_default_proposal_of_a_target_is_its_box():
     target = pb.catalogue["gmm40"]
     draws = pb.smc(target, num_samples=2000, seed=0, progress=False)
@@ -259,6 +268,8 @@ def test_bad_settings():
         ({"waste_free": True, "num_moves": 6}, "waste-free"),
         ({"num_moves": 0}, "num_moves"),
         ({"num_steps": 0}, "num_steps"),
+        ({"step_size": 0.0}, "step_size"),
+        ({"step_size": math.nan}, "step_size"),
     ]:
         with pytest.raises(ValueError, match=match):
             run(**wrong)
@@ -344,6 +355,32 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         run(checkpoint=tmp_path / "run", seed=2)
     with pytest.raises(CheckpointError, match="num_moves"):
         run(checkpoint=tmp_path / "run", num_moves=3)
+
+
+def test_a_checkpoint_of_another_energy_or_proposal_is_refused(tmp_path):
+    run(checkpoint=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="another energy"):
+        run(lambda x: shifted(x) + 1.0, checkpoint=tmp_path / "run")
+    calls = []
+
+    def fragile(x):
+        calls.append(1)
+        if len(calls) == 40:
+            raise Stop
+        return shifted(x)
+
+    with pytest.raises(Stop):
+        run(fragile, checkpoint=tmp_path / "half", checkpoint_every=0.0)
+    with pytest.raises(CheckpointError, match="another proposal"):
+        run(checkpoint=tmp_path / "half", proposal=2.0)
+
+
+def test_a_random_energy_can_be_resumed(tmp_path):
+    def noisy(x):
+        return shifted(x) + torch.randn(x.shape[:-1])
+
+    settings = {"num_samples": 200, "kernel": "rwm", "checkpoint": tmp_path / "run"}
+    assert torch.equal(run(noisy, **settings).log_weights, run(noisy, **settings).log_weights)
 
 
 def test_a_time_limit_goes_to_the_target_at_once_and_says_so():

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pyro_boltzmann.energies.evaluation import EvaluationCount
+from pyro_boltzmann.energies.evaluation import Energy, EvaluationCount, energy_value
 from pyro_boltzmann.exceptions import CheckpointError
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.interrupt import deferred_interrupt
-from pyro_boltzmann.infer.randomness import generator_states, restore_generators
+from pyro_boltzmann.infer.randomness import devices_in_use, generator_states, kept_generators, restore_generators
+from pyro_boltzmann.infer.tempering.proposal import Proposal
 
 __all__ = ["Keeper"]
 
@@ -57,8 +59,9 @@ class Keeper:
         """Processor time of the whole run, earlier calls counted in."""
         return self._cpu_seconds + time.process_time() - self._cpu_start
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What was saved, with torch's generators put back as they were then; ``None`` for a new run."""
+    def load(self, proposal: Proposal) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was saved, on the device of ``proposal``, with torch's generators put back as they were then; ``None``
+        for a new run."""
         if self.file is None or not self.resume or not self.file.exists():
             return None
         tensors, kept = load_checkpoint(self.file)
@@ -77,13 +80,33 @@ class Keeper:
             self._seconds, self._cpu_seconds = kept["seconds"], kept["cpu_seconds"]
             prefix = "generator."
             states = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            restore_generators(states)
-            return {k: v for k, v in tensors.items() if not k.startswith(prefix)}, described
+            device = proposal.device  # a draw, which initialises the generator of that device
+            restore_generators(states, devices_in_use())
+            return {k: v.to(device) for k, v in tensors.items() if not k.startswith(prefix)}, described
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.file} is not a complete checkpoint of such a run ({type(error).__name__}: {error}); "
                 "delete it or name another"
             ) from error
+
+    def refuse_other_energy(self, name: str, energy: Energy, x: Tensor, kept: Tensor) -> None:
+        """Compare an energy at a few of the states ``x`` ``(*batch, dim)`` with what the file knows of it.
+
+        An energy that is random by itself cannot be compared, and passes.
+
+        :param kept: ``(*batch)``.
+        :raises CheckpointError: if they differ by more than rounding.
+        """
+        few = (slice(0, 1),) * (x.dim() - 2) + (slice(0, 4),)
+        before = self.count.copy()
+        with kept_generators():
+            now, again = energy_value(energy, x[few]), energy_value(energy, x[few])
+        self.count.values, self.count.gradients = before.values, before.gradients
+        if torch.equal(now, again) and not torch.allclose(now, kept[few], rtol=1e-3, atol=1e-2):
+            raise CheckpointError(
+                f"{self.file} holds the run of another {name}, which was {kept[few].flatten().tolist()} where this one "
+                f"is {now.flatten().tolist()}; name another checkpoint, or pass resume=False to overwrite it"
+            )
 
     def is_due(self) -> bool:
         """Whether it is time to save again."""
@@ -100,7 +123,7 @@ class Keeper:
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
         }
-        generators = {f"generator.{name}": state for name, state in generator_states().items()}
+        generators = {f"generator.{name}": state for name, state in generator_states(devices_in_use()).items()}
         with deferred_interrupt():
             save_checkpoint(self.file, {**tensors, **generators}, kept)
         self._saved_at = time.perf_counter()

@@ -120,12 +120,14 @@ def parallel_tempering(
     }
     keeper = Keeper(checkpoint, checkpoint_every, identity, resume=resume)
     with seeded(seed), count_evaluations() as keeper.count:
-        kept = keeper.load()
+        kept = keeper.load(start)
         if kept is None:
             run = _first_ladder(start, problem.energy, moves, num_moves, mass, num_chains, num_temperatures, overlap)
             record = _Record()
         else:
             run, record = _restored(start, problem.energy, moves, num_moves, mass, *kept)
+            keeper.refuse_other_energy("energy", problem.energy, run.ensemble.x, run.ensemble.target)
+            keeper.refuse_other_energy("proposal", start.energy, run.ensemble.x, run.ensemble.reference)
         _warm_up(run, record, num_warmup, keeper, progress)
         _sample(run, record, num_samples // num_chains, thin, keeper, max_seconds, progress)
     draws = _draws(run, record, problem.constrain, keeper)
@@ -175,7 +177,9 @@ def _first_ladder(
 ) -> PTRun:
     """Temperatures, states and step sizes from a short annealing run."""
     size = max(PILOT_PARTICLES, 4 * num_chains)
-    settings = SMCSettings(1, size, kernel, max(2, num_moves), 20, overlap, 0.9, "systematic", False, mass)
+    settings = SMCSettings(
+        1, size, kernel, max(2, num_moves), max(20, num_moves), overlap, 0.9, "systematic", False, mass
+    )
     annealing = SMCRun.start(settings, proposal, energy, kernel.initial_step(proposal.dim))
     states = [_some(annealing, num_chains)]
     while not annealing.is_finished:

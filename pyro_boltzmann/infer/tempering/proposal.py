@@ -38,6 +38,12 @@ class Proposal:
         with kept_generators():
             return int(self.sample(1).shape[-1])
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the draws, found likewise."""
+        with kept_generators():
+            return self.sample(1).device
+
 
 def resolve_proposal(proposal: Any, problem: Problem, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Proposal:
     r"""The density that tempering starts from.
@@ -106,10 +112,15 @@ class _DistributionEnergy:
         self.distribution = distribution
 
     def __call__(self, x: Tensor) -> Tensor:
-        # A trajectory that diverges ends anywhere, and distributions that check their arguments raise at NaN.
-        usable = x.isfinite().all(-1)
-        log_prob: Tensor = self.distribution.log_prob(torch.where(usable.unsqueeze(-1), x, 0.0))
-        return torch.where(usable, -log_prob, torch.inf)
+        # A trajectory may end anywhere, and distributions that check their arguments raise outside their support.
+        usable = x.isfinite().all(-1) & self.distribution.support.check(x)
+        # Zero times x, because a uniform density does not depend on it and yet has a gradient.
+        if bool(usable.all()):
+            energy: Tensor = 0.0 * x.sum(-1) - self.distribution.log_prob(x)
+            return energy
+        inside = x[usable]
+        infinite = torch.full_like(x[..., 0], torch.inf)
+        return infinite.index_put((usable,), 0.0 * inside.sum(-1) - self.distribution.log_prob(inside))
 
 
 def _of_flow(guide: AutoStochasticFlow, dim: int) -> Proposal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def smc(
 
     *Errors*: draws with a common ancestor are not independent, and the weights since the last resampling say nothing
     about what was lost before it. So errors come from genealogies (Lee and Whiteley, arXiv 1509.00394), or from the
-    chains where there are four or more, and k-hat is NaN. Chains share the ladder but never exchange particles.
+    chains where there are four or more, and k-hat is NaN. Chains share the ladder but never exchange particles. Where
+    few ancestors survive many resamplings (``waste_free`` with tens of moves, multinomial resampling), genealogies
+    exaggerate the error of log Z manifold: use four chains or more.
 
     :param model_or_energy: a Pyro program (with its ``args`` and ``kwargs``), a ``BoltzmannModel``, a catalogue target,
         or an energy ``(*batch, dim) -> (*batch)`` with ``dim``.
@@ -127,6 +130,8 @@ def smc(
     problem = resolve_problem(model_or_energy, args, kwargs, dim)
     start = resolve_proposal(proposal, problem, args, kwargs)
     first_step = settings.kernel.initial_step(problem.dim) if step_size is None else float(step_size)
+    if not 0.0 < first_step < math.inf:
+        raise ValueError(f"step_size must be positive and finite, got {step_size}")
     file = None if checkpoint is None else Path(checkpoint)
     identity = {"sampler": "smc", "dim": problem.dim, "seed": seed, "step_size": first_step, **settings.to_dict()}
 
@@ -134,11 +139,14 @@ def smc(
         place = file if file is None or name == "smc" else file.with_name(f"{file.stem}-{name}{file.suffix}")
         keeper = Keeper(place, checkpoint_every, {**identity, "pass": name, "freeze": freeze}, resume=resume)
         with count_evaluations() as keeper.count:
-            kept = keeper.load()
+            kept = keeper.load(start)
             if kept is None:
                 run = SMCRun.start(settings, start, problem.energy, first_step)
             else:
                 run = SMCRun.restore(settings, start.energy, problem.energy, *kept)
+                keeper.refuse_other_energy("energy", problem.energy, run.ensemble.x, run.ensemble.target)
+                if not run.is_finished:  # at the end of the ladder the reference is not asked any more
+                    keeper.refuse_other_energy("proposal", start.energy, run.ensemble.x, run.ensemble.reference)
             _anneal(run, ladder, keeper, max_seconds, progress, name)
         return run, keeper
 
