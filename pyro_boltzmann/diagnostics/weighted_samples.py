@@ -190,10 +190,10 @@ class WeightedSamples:
     @property
     def reliable(self) -> bool:
         """Whether k-hat is below its limit; for resampled draws, whether they descend from at least eight independent
-        ones (:attr:`num_independent`). Chains are compared by ArviZ's R-hat instead."""
+        ones (:attr:`num_independent`), or come in four chains or more, whose differences tell."""
         if self.roots is None:
             return self.khat <= self.khat_limit
-        return self.log_normalizer_by_chain is not None or self.num_independent >= FEWEST_INDEPENDENT
+        return self.num_chains >= ENOUGH_CHAINS or self.num_independent >= FEWEST_INDEPENDENT
 
     @cached_property
     def max_weight(self) -> float:
