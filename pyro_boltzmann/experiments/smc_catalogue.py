@@ -138,7 +138,7 @@ def _one(
     spent = draws.evaluations["sample"]
     return {
         "log_z": draws.log_normalizer,
-        "std_error": draws.log_normalizer_error,
+        "std_error": draws.log_normalizer_error if draws.reliable else math.nan,
         "ess": draws.ess,
         "independent": draws.num_independent,
         "evaluations": float(spent["gradients"] or spent["values"]),
@@ -284,4 +284,4 @@ Gaussian starts, Hamiltonian moves, one chain of sequential Monte Carlo (errors 
 parallel tempering (errors from their differences). `log_z` is of the first seed; `log_z_off` and `log_z_worst` are the
 median and the worst absolute error over five seeds (three for the Lennard-Jones clusters and breast cancer);
 `num_independent` counts effective first ancestors or chains, `evaluations` are gradients, `cpu_seconds` those of
-one run. {note}."""
+one run; where all draws descend from fewer than eight, no error is given. {note}."""
