@@ -80,7 +80,7 @@ def run(
         this = TemperedRun(resolved, sampler, num_samples, seed, *place, freeze)
     else:
         this = LearnedRun(resolved, architecture, num_samples, seed, *place)
-    claim(folder, this.identity)
+    claim(folder, {**this.identity, "sampler": sampler})
     outcome = this.execute(minutes)
     announce("diagnosing")
     return _conclude(outcome, this)
