@@ -190,10 +190,11 @@ class WeightedSamples:
     @property
     def reliable(self) -> bool:
         """Whether k-hat is below its limit; for resampled draws, whether they descend from at least eight independent
-        ones (:attr:`num_independent`), or come in four chains or more, whose differences tell."""
+        ones (:attr:`num_independent`): chains that all collapsed may differ by less than they are off."""
         if self.roots is None:
             return self.khat <= self.khat_limit
-        return self.num_chains >= ENOUGH_CHAINS or self.num_independent >= FEWEST_INDEPENDENT
+        # Rounding can push the number of equal chains below a whole one.
+        return self.num_independent >= FEWEST_INDEPENDENT * (1.0 - 1e-9)
 
     @cached_property
     def max_weight(self) -> float:
@@ -291,11 +292,11 @@ class WeightedSamples:
             lines.append(f"  log Z     {self.log_normalizer:.4f} +- {error}")
             if self.log_normalizer_by_chain is not None:
                 lines.append(f"  chains    {self.num_chains}, from whose differences errors come")
-                return "\n".join(lines)
-            lines.append(f"  ESS       {self.ess:.4f} of N = {self.num_samples}")
-            if self.roots is not None:
-                lines.append(f"  roots     {self.num_independent:.1f} effective (draws were resampled on their way)")
             else:
+                lines.append(f"  ESS       {self.ess:.4f} of N = {self.num_samples}")
+            if self.log_normalizer_by_chain is None and self.roots is not None:
+                lines.append(f"  roots     {self.num_independent:.1f} effective (draws were resampled on their way)")
+            elif self.roots is None:
                 khat = f"{self.khat:.2f}" if math.isfinite(self.khat) else "n/a (no tail to fit)"
                 lines.append(f"  k-hat     {khat}" + (f" (limit {self.khat_limit:.2f})" if self.khat_limit > 0 else ""))
         except PyroBoltzmannError as problem:

@@ -150,11 +150,20 @@ def test_moments_and_errors_with_chains():
 
 
 def test_a_run_that_coalesced_is_not_reliable():
-    # Too few particles, and one move each: everything descends from a few first draws.
-    draws = run(lambda x: 5000.0 * (x - 3.0).square().sum(-1), num_samples=24, num_moves=1, max_moves=1)
+    # Six particles descend from six first draws at most.
+    draws = run(lambda x: 5000.0 * (x - 3.0).square().sum(-1), num_samples=6)
     assert draws.num_independent < 8
     assert not draws.reliable
     assert "independent" in draws.summary()
+
+
+def test_chains_that_all_collapsed_are_not_reliable():
+    # Four chains, each of one family: their agreement is no evidence of what all of them lost.
+    log_weights = torch.zeros(4, 50)
+    collapsed = pb.WeightedSamples(torch.randn(4, 50, 2), log_weights, roots=torch.zeros(4, 50, dtype=torch.long))
+    spread = pb.WeightedSamples(torch.randn(4, 50, 2), log_weights, roots=torch.arange(50).expand(4, 50))
+    assert not collapsed.reliable
+    assert spread.reliable
 
 
 @pytest.mark.parametrize("kernel", ["mala", "rwm"])

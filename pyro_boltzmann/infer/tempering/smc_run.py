@@ -21,7 +21,6 @@ __all__ = ["SMCRun", "SMCSettings"]
 
 ADAPTATION_RATE = 1.0
 FORGOTTEN = 0.8
-NAMES = {"threshold": "conditional_ess", "resample_below": "resample_below"}
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,17 @@ class SMCSettings:
     kernel: Kernel
     num_moves: int
     max_moves: int
-    threshold: float
+    conditional_ess: float
     resample_below: float
     resampler: str
     waste_free: bool
     mass: str
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "resample_below"):
+        for name in ("conditional_ess", "resample_below"):
             value = getattr(self, name)
             if not 0.0 < value < 1.0:
-                raise ValueError(f"{NAMES[name]} must lie in (0, 1), got {value}")
+                raise ValueError(f"{name} must lie in (0, 1), got {value}")
         if not 1 <= self.num_moves <= self.max_moves:
             raise ValueError(
                 f"expected 1 <= num_moves <= max_moves, got num_moves={self.num_moves} and max_moves={self.max_moves}"
@@ -84,7 +83,6 @@ class SMCRun:
     position: float = 0.0
     stages: list[Stage] = field(default_factory=list)
     acceptance: list[float] = field(default_factory=list)
-    num_resamplings: int = 0
 
     @classmethod
     def start(cls, settings: SMCSettings, proposal: Proposal, target: Energy, step_size: float) -> SMCRun:
@@ -105,12 +103,6 @@ class SMCRun:
         """Whether the particles have arrived at the target."""
         return self.position == 1.0
 
-    @property
-    def ess(self) -> float:
-        """Of the weights within the chains, a fraction."""
-        weights = self.log_weights.softmax(-1)
-        return float((1.0 / weights.square().sum(-1)).mean()) / self.settings.chain_length
-
     def adapt(self, *, hurry: bool = False) -> Stage:
         """Choose the next temperature, and the scale and step size of its moves, from the particles.
 
@@ -118,7 +110,9 @@ class SMCRun:
         """
         settings = self.settings
         differences = (self.ensemble.target - self.ensemble.reference).double()
-        position = 1.0 if hurry else next_position(self.position, self.log_weights, differences, settings.threshold)
+        position = (
+            1.0 if hurry else next_position(self.position, self.log_weights, differences, settings.conditional_ess)
+        )
         log_weights = self.log_weights + _increment(position - self.position, differences)
         weights = log_weights.softmax(-1)
         ess = float((1.0 / weights.square().sum(-1)).mean()) / settings.chain_length
@@ -200,7 +194,6 @@ class SMCRun:
         ).flatten()
         self.ensemble = self.ensemble.reshape(-1).rows(flat).reshape(*index.shape)
         self.log_weights = torch.zeros(index.shape, dtype=torch.float64, device=index.device)
-        self.num_resamplings += 1
 
     def _waste_free(self, stage: Stage) -> list[float]:
         """Resample few particles, and keep every state of the chains that start from them (Dau and Chopin 2022)."""
@@ -240,7 +233,6 @@ class SMCRun:
             "step_size": self.step_size,
             "stages": [stage.to_dict() for stage in self.stages],
             "acceptance": self.acceptance,
-            "num_resamplings": self.num_resamplings,
         }
         return tensors, described
 
@@ -271,7 +263,6 @@ class SMCRun:
                 described["position"],
                 [Stage.from_dict(stage, ensemble.x) for stage in described["stages"]],
                 list(described["acceptance"]),
-                described["num_resamplings"],
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint of this run is not complete ({error}); delete it") from error
