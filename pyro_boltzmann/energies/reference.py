@@ -47,6 +47,16 @@ class NormalEnergy:
         scale = self.scale.to(x) if isinstance(self.scale, Tensor) else self.scale
         return self._centred(x) / scale**2
 
+    def precision(self, like: Tensor) -> float | Tensor:
+        r""":math:`s^{-2}`, in which the gradient is :math:`s^{-2} (x - \mu)`: a number, or one per dimension."""
+        return 1.0 / (self.scale.to(like) if isinstance(self.scale, Tensor) else self.scale) ** 2
+
+    def spread_loc(self, x: Tensor) -> Tensor | None:
+        r""":math:`\mu`, one for each number of ``x``; ``None`` where it is zero."""
+        if isinstance(self.loc, Tensor):
+            return self.loc.to(x).expand_as(x).contiguous()
+        return torch.full_like(x, self.loc) if self.loc else None
+
     def _value(self, centred: Tensor, x: Tensor) -> Tensor:
         if isinstance(self.scale, Tensor):
             scaled, log_scale = centred / self.scale.to(x), float(self.scale.double().log().sum())

@@ -10,7 +10,8 @@ import pyro_boltzmann as pb
 from pyro_boltzmann.diagnostics import from_netcdf
 from pyro_boltzmann.energies import NormalEnergy
 from pyro_boltzmann.exceptions import CheckpointError
-from pyro_boltzmann.infer.tempering.ensemble import evaluate, make_kernel
+from pyro_boltzmann.infer.tempering.ensemble import evaluate
+from pyro_boltzmann.infer.tempering.kernel import make_kernel
 from pyro_boltzmann.infer.tempering.ladder import equalise, ladder_log_z, thermodynamic_integral
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.proposal import Proposal

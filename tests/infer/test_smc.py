@@ -12,7 +12,9 @@ import pyro_boltzmann as pb
 from pyro_boltzmann.diagnostics import from_netcdf
 from pyro_boltzmann.energies import NormalEnergy
 from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError, ShapeError
-from pyro_boltzmann.infer.tempering.ensemble import evaluate, make_kernel, move
+from pyro_boltzmann.infer.tempering.ensemble import evaluate
+from pyro_boltzmann.infer.tempering.kernel import make_kernel
+from pyro_boltzmann.infer.tempering.move import move
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.problem import resolve_problem
 from pyro_boltzmann.infer.tempering.proposal import resolve_proposal

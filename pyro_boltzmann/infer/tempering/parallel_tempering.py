@@ -17,8 +17,9 @@ from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError
 from pyro_boltzmann.infer.interrupt import deferred_interrupt
 from pyro_boltzmann.infer.output import check_writable, save_without_latents
 from pyro_boltzmann.infer.randomness import seeded
-from pyro_boltzmann.infer.tempering.ensemble import Ensemble, Kernel, make_kernel
+from pyro_boltzmann.infer.tempering.ensemble import Ensemble
 from pyro_boltzmann.infer.tempering.keeper import Keeper
+from pyro_boltzmann.infer.tempering.kernel import Kernel, make_kernel
 from pyro_boltzmann.infer.tempering.ladder import barrier, ladder_log_z, thermodynamic_integral
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.problem import resolve_problem
@@ -209,7 +210,7 @@ def _first_ladder(
 
 
 def _some(annealing: SMCRun, number: int) -> Ensemble:
-    return annealing.ensemble.reshape(-1).rows(multinomial(annealing.log_weights.flatten(), number))
+    return annealing.ensemble.rows(multinomial(annealing.log_weights.flatten(), number))
 
 
 def _warm_up(run: PTRun, record: _Record, num_warmup: int, keeper: Keeper, progress: bool) -> None:

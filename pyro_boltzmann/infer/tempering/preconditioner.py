@@ -39,18 +39,19 @@ class Preconditioner:
         :math:`d / (d + n)`.
 
         :param mass: one of :data:`MASSES`.
-        :param mean: ``(dim,)``; ``second`` is :math:`E[x x^\top]`, ``(dim, dim)``, both float64.
+        :param mean: ``(dim,)``, float64.
+        :param second: :math:`E[x x^\top]`, ``(dim, dim)``, float64; its diagonal will do unless ``mass`` is dense.
         """
-        dim = len(mean)
-        covariance = second - mean.unsqueeze(-1) * mean
-        variance = covariance.diagonal()
-        # Particles that all sit at one place have no scale of their own.
-        usable = variance.isfinite() & (variance > 1e-12 * variance.max())
-        variance = torch.where(usable, variance, torch.ones_like(variance))
         if mass == "identity":
             return cls(torch.ones_like(mean), False)
+        dim = len(mean)
+        variance = torch.addcmul(second.diagonal() if second.dim() == 2 else second, mean, mean, value=-1.0)
+        # Particles that all sit at one place have no scale of their own; nor where anything is infinite or NaN.
+        usable = variance > 1e-12 * variance.max()
+        variance = torch.where(usable, variance, 1.0)
         if mass == "diagonal" or dim == 1 or not bool(usable.all()):
             return cls(variance.sqrt(), False)
+        covariance = second - mean.unsqueeze(-1) * mean
         shrink = dim / (dim + effective)
         mixed = (1.0 - shrink) * covariance + shrink * torch.diag(variance)
         factor, failed = torch.linalg.cholesky_ex(mixed)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.evaluation import Energy
-from pyro_boltzmann.infer.tempering.ensemble import Ensemble, Kernel, evaluate, move
+from pyro_boltzmann.infer.tempering.ensemble import Ensemble, evaluate
+from pyro_boltzmann.infer.tempering.kernel import Kernel
 from pyro_boltzmann.infer.tempering.ladder import equalise
+from pyro_boltzmann.infer.tempering.move import move
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.proposal import Proposal
 

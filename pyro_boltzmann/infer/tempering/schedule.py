@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics.weights import FloatArray
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 
-__all__ = ["Stage", "conditional_ess", "next_position"]
+__all__ = ["Stage", "as_numpy", "conditional_ess", "next_position"]
 
 SMALLEST_STEP = 1e-12
 
@@ -61,24 +61,26 @@ def conditional_ess(log_weights: Tensor, increments: Tensor) -> float:
     >>> conditional_ess(torch.zeros(1, 4), torch.zeros(1, 4))
     1.0
     """
-    return _conditional_ess(_numpy(log_weights.softmax(-1)), _numpy(increments))
+    gains = as_numpy(increments)
+    return _conditional_ess(as_numpy(log_weights.softmax(-1)), np.exp(gains - gains.max(-1, keepdims=True)))
 
 
-def _conditional_ess(weights: FloatArray, increments: FloatArray) -> float:
-    # Relative to the largest increment, so that nothing overflows; what underflows has no weight.
-    ratio = np.exp(increments - increments.max(-1, keepdims=True))
+def _conditional_ess(weights: FloatArray, ratio: FloatArray) -> float:
+    # Relative to the largest of its chain, so that nothing overflows; what underflows has no weight.
     weighted = weights * ratio
+    if len(weights) == 1:
+        return min(1.0, float(weighted.sum() ** 2 / (weighted[0] @ ratio[0])))
     return min(1.0, float((weighted.sum(-1) ** 2 / (weighted * ratio).sum(-1)).mean()))
 
 
-def _numpy(values: Tensor) -> FloatArray:
-    # Dozens of tiny operations a temperature: NumPy's cost a fraction of torch's.
+def as_numpy(values: Tensor) -> FloatArray:
+    """In float64: of tiny operations, NumPy's cost a fraction of torch's."""
     array: FloatArray = values.double().cpu().numpy()
     return array
 
 
 def next_position(position: float, log_weights: Tensor, differences: Tensor, threshold: float) -> float:
-    r"""The largest :math:`\lambda' \le 1` whose conditional ESS is at least ``threshold``, by bisection.
+    r"""The largest :math:`\lambda' \le 1` whose conditional ESS is at least ``threshold``, by Brent's method.
 
     Particles of infinite energy have weight zero at any :math:`\lambda' > 0`, whatever the step, and are left out.
 
@@ -89,24 +91,31 @@ def next_position(position: float, log_weights: Tensor, differences: Tensor, thr
     >>> 0.05 < next_position(0.0, torch.zeros(1, 100), u, 0.9) < 0.2
     True
     """
-    alive = differences < torch.inf
-    log_weights = torch.where(alive, log_weights, -torch.inf)
-    differences = torch.where(alive, differences, 0.0)
-    room, weights, gains = 1.0 - position, _numpy(log_weights.softmax(-1)), -_numpy(differences)
+    room, weights, losses = 1.0 - position, as_numpy(log_weights), as_numpy(differences)
+    alive = losses < np.inf
+    if not alive.all():
+        weights, losses = np.where(alive, weights, -np.inf), np.where(alive, losses, 0.0)
+    weights = np.exp(weights - weights.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    losses = losses.min(-1, keepdims=True) - losses
 
-    def is_near(step: float) -> bool:
-        return _conditional_ess(weights, step * gains) >= threshold
+    def excess(log_step: float) -> float:
+        return _conditional_ess(weights, np.exp(math.exp(log_step) * losses)) - threshold
 
-    if is_near(room):
-        return 1.0
     # In logarithms, because the first steps from a reference into a hard core are minute.
-    low, high = math.log(SMALLEST_STEP * room), math.log(room)
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        if is_near(math.exp(middle)):
-            low = middle
-        else:
-            high = middle
-        if high - low < 3e-3:
-            break
-    return min(1.0, position + math.exp(low))
+    high = math.log(room)
+    if excess(high) >= 0.0:
+        return 1.0
+    low = math.log(SMALLEST_STEP * room)
+    if excess(low) < 0.0:
+        return min(1.0, position + math.exp(low))
+    # The conditional ESS falls like 1 / (1 + step^2 Var) at first, which tells where to look.
+    spread = float((weights * (losses - (weights * losses).sum(-1, keepdims=True)) ** 2).sum(-1).mean())
+    guess = 0.5 * math.log((1.0 / threshold - 1.0) / spread)
+    for edge in (guess - 0.2, guess + 0.2):
+        if low < edge < high:
+            if excess(edge) >= 0.0:
+                low = edge
+            else:
+                high = edge
+    return min(1.0, position + math.exp(brentq(excess, low, high, xtol=1e-3)))

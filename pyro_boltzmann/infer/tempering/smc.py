@@ -14,8 +14,8 @@ from pyro_boltzmann.energies.evaluation import count_evaluations
 from pyro_boltzmann.infer.interrupt import deferred_interrupt
 from pyro_boltzmann.infer.output import check_writable, save_without_latents
 from pyro_boltzmann.infer.randomness import seeded
-from pyro_boltzmann.infer.tempering.ensemble import make_kernel
 from pyro_boltzmann.infer.tempering.keeper import Keeper
+from pyro_boltzmann.infer.tempering.kernel import make_kernel
 from pyro_boltzmann.infer.tempering.problem import resolve_problem
 from pyro_boltzmann.infer.tempering.proposal import resolve_proposal
 from pyro_boltzmann.infer.tempering.schedule import Stage
@@ -190,7 +190,7 @@ def _anneal(
 
 def _draws(run: SMCRun, constrain: Any, keeper: Keeper, pilot: Keeper | None) -> WeightedSamples:
     log_weights = run.final_log_weights()
-    z, energy = run.ensemble.x.flatten(0, 1), run.ensemble.target.flatten()
+    z, energy = run.ensemble.x, run.ensemble.target
     stages = run.stages
     sample = keeper.spent.to_dict()
     return WeightedSamples(

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
+from pyro_boltzmann.diagnostics.weights import FloatArray
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError
-from pyro_boltzmann.infer.tempering.ensemble import Ensemble, Kernel, evaluate, move
+from pyro_boltzmann.infer.tempering.ensemble import Ensemble, evaluate
+from pyro_boltzmann.infer.tempering.kernel import Kernel
+from pyro_boltzmann.infer.tempering.move import move
 from pyro_boltzmann.infer.tempering.preconditioner import MASSES, Preconditioner
 from pyro_boltzmann.infer.tempering.proposal import Proposal
-from pyro_boltzmann.infer.tempering.schedule import Stage, next_position
+from pyro_boltzmann.infer.tempering.schedule import Stage, as_numpy, next_position
 
 __all__ = ["SMCRun", "SMCSettings"]
 
@@ -66,7 +69,7 @@ class SMCSettings:
 class SMCRun:
     r"""Particles between two temperatures.
 
-    :ivar ensemble: batch shape ``(num_chains, chain_length)``.
+    :ivar ensemble: batch shape ``(num_chains * chain_length)``, chain after chain.
     :ivar log_weights: of the particles in their chain since it was last resampled, ``(num_chains, chain_length)``.
     :ivar log_z: :math:`\log \hat Z` of each chain up to its last resampling.
     :ivar roots: index of each particle's first ancestor.
@@ -92,7 +95,7 @@ class SMCRun:
         """
         shape = (settings.num_chains, settings.chain_length)
         x = proposal.sample(math.prod(shape)).detach()
-        ensemble = evaluate(proposal.energy, target, x, settings.kernel.uses_gradients).reshape(*shape)
+        ensemble = evaluate(proposal.energy, target, x, settings.kernel.uses_gradients)
         _refuse_undefined(ensemble.target, "draws of the proposal")
         zeros = torch.zeros(shape, dtype=torch.float64, device=x.device)
         roots = torch.arange(settings.chain_length, device=x.device).expand(shape).clone()
@@ -109,19 +112,24 @@ class SMCRun:
         :param hurry: go to the target at once, whatever the weights.
         """
         settings = self.settings
-        differences = (self.ensemble.target - self.ensemble.reference).double()
+        differences = self._differences()
         position = (
             1.0 if hurry else next_position(self.position, self.log_weights, differences, settings.conditional_ess)
         )
-        log_weights = self.log_weights + _increment(position - self.position, differences)
-        weights = log_weights.softmax(-1)
+        weights = (self.log_weights + _increment(position - self.position, differences)).softmax(-1)
         ess = float((1.0 / weights.square().sum(-1)).mean()) / settings.chain_length
-        x, pooled = self.ensemble.x.flatten(0, 1).double(), weights.flatten() / settings.num_chains
-        second = (pooled.unsqueeze(-1) * x).mT @ x
-        scale = Preconditioner.of_moments(settings.mass, pooled @ x, second, self._num_independent(weights))
+        x, pooled = self.ensemble.x.double(), weights.flatten() / settings.num_chains
+        is_dense = settings.mass == "dense"
+        second = (pooled.unsqueeze(-1) * x).mT @ x if is_dense else pooled @ x.square()
+        independent = self._num_independent(weights) if is_dense else math.nan
+        scale = Preconditioner.of_moments(settings.mass, pooled @ x, second, independent)
         resample = settings.waste_free or ess < settings.resample_below
         num_steps = settings.kernel.fitting(self.step_size).num_steps
         return Stage(position, resample, scale.to(self.ensemble.x), num_steps)
+
+    def _differences(self) -> Tensor:
+        """:math:`u - u_0` of the particles of each chain."""
+        return (self.ensemble.target - self.ensemble.reference).double().view(self.roots.shape)
 
     def _num_independent(self, weights: Tensor) -> float:
         """Effective number of first ancestors: a covariance of relatives says more of them than of the density."""
@@ -130,8 +138,7 @@ class SMCRun:
 
     def advance(self, stage: Stage) -> None:
         """Reweight, resample and move to the next temperature; a stage without step sizes is adapted and fills them."""
-        differences = (self.ensemble.target - self.ensemble.reference).double()
-        self.log_weights = self.log_weights + _increment(stage.position - self.position, differences)
+        self.log_weights = self.log_weights + _increment(stage.position - self.position, self._differences())
         self.position = stage.position
         _refuse_extinct(self.log_weights, self.position)
         if self.settings.waste_free:
@@ -154,15 +161,19 @@ class SMCRun:
         where a particle forgets its place, and stops short of it where it is caught in a mode. More moves are made
         while any rises by more than a tenth at a move.
         """
-        weights = self.log_weights.softmax(-1).to(self.ensemble.x).unsqueeze(-1) / self.settings.num_chains
+        weights = (self.log_weights.softmax(-1) / self.settings.num_chains).flatten().to(self.ensemble.x)
         start = self.ensemble.x
-        spread = 2.0 * (weights * (start - (weights * start).sum((0, 1))).square()).sum((0, 1))
+
+        def mean_square(displacement: Tensor) -> FloatArray:
+            return as_numpy(weights @ displacement.square())
+
+        enough = FORGOTTEN * 2.0 * mean_square(start - weights @ start)
         rates = self._moves(stage, self.settings.num_moves)
-        before = (weights * (self.ensemble.x - start).square()).sum((0, 1))
+        before = mean_square(self.ensemble.x - start)
         for index in range(self.settings.num_moves, self.settings.max_moves):
             rates.append(self._move(stage, index))
-            jump = (weights * (self.ensemble.x - start).square()).sum((0, 1))
-            if bool(((jump < 1.1 * before) | (jump > FORGOTTEN * spread)).all()):
+            jump = mean_square(self.ensemble.x - start)
+            if ((jump < 1.1 * before) | (jump > enough)).all():
                 break
             before = jump
         return rates
@@ -192,19 +203,20 @@ class SMCRun:
         flat = (
             index + self.settings.chain_length * torch.arange(len(index), device=index.device).unsqueeze(-1)
         ).flatten()
-        self.ensemble = self.ensemble.reshape(-1).rows(flat).reshape(*index.shape)
+        self.ensemble = self.ensemble.rows(flat)
         self.log_weights = torch.zeros(index.shape, dtype=torch.float64, device=index.device)
 
     def _waste_free(self, stage: Stage) -> list[float]:
         """Resample few particles, and keep every state of the chains that start from them (Dau and Chopin 2022)."""
         parents = self.settings.chain_length // (self.settings.num_moves + 1)
         self._resample(parents)
-        states, roots, rates = [self.ensemble], self.roots, []
+        shape, rates = self.roots.shape, []
+        states = [self.ensemble.reshape(*shape)]
         for index in range(self.settings.num_moves):
             rates.append(self._move(stage, index))
-            states.append(self.ensemble)
-        self.ensemble = Ensemble.cat(states, 1)
-        self.roots = roots.repeat(1, len(states))
+            states.append(self.ensemble.reshape(*shape))
+        self.ensemble = Ensemble.cat(states, 1).reshape(-1)
+        self.roots = self.roots.repeat(1, len(states))
         self.log_weights = torch.zeros_like(self.roots, dtype=torch.float64)
         return rates
 
@@ -250,7 +262,7 @@ class SMCRun:
         :raises CheckpointError: if something is missing.
         """
         try:
-            ensemble = Ensemble.restore(tensors)
+            ensemble = Ensemble.restore(tensors).reshape(-1)
             return cls(
                 settings,
                 reference,
