@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,11 @@ class Ensemble(NamedTuple):
         if mask.dim() > 1:
             return self.reshape(-1).where(mask.flatten(), other.reshape(-1)).reshape(*mask.shape)
         choose = (RowMask if self.x.numel() > FEW else FewRows)(mask).select
-        parts = [new if new is old or old is None else choose(new, old) for new, old in zip(self, other, strict=True)]
+
+        parts: list[Any] = [
+            new if new is old or new is None or old is None else choose(new, old)
+            for new, old in zip(self, other, strict=True)
+        ]
         return Ensemble(*parts)
 
     def reshape(self, *batch: int) -> Ensemble:

@@ -41,22 +41,20 @@ def move(
     :param step_size: in the variables of ``scale``; likewise.
     """
     x = ensemble.x
-    jitter = x.new_empty(x.shape[:-1]).uniform_(1.0 - kernel.jitter, 1.0 + kernel.jitter)
+    step = x.new_empty((*x.shape[:-1], 1)).uniform_(1.0 - kernel.jitter, 1.0 + kernel.jitter)
     noise = torch.randn_like(x, memory_format=torch.contiguous_format)
-    step = step_size * jitter
+    step *= step_size.unsqueeze(-1) if isinstance(step_size, Tensor) else step_size
     if kernel.name == "rwm":
-        after = _walked(
-            ensemble, reference, target, position, torch.addcmul(x, step.unsqueeze(-1), scale.outward(noise))
-        )
-        change = _rise(ensemble, after, position)
+        after = _walked(ensemble, reference, target, position, torch.addcmul(x, step, scale.outward(noise)))
+        fall = _fall(ensemble, after, position)
     else:
         leapfrog = Leapfrog(reference, target, position, step, scale, x)
         after, momentum = leapfrog.trajectory(ensemble, noise, kernel.num_steps)
         # Short rows are summed soonest by a product with ones.
         kinetic = torch.mul(momentum, momentum).addcmul_(noise, noise, value=-1.0) @ x.new_ones(x.shape[-1])
-        change = torch.add(_rise(ensemble, after, position), kinetic, alpha=0.5)
+        fall = torch.sub(_fall(ensemble, after, position), kinetic, alpha=0.5)
     # An energy of -inf is no better than one of +inf: the target is undefined there.
-    acceptance = change.nan_to_num(nan=torch.inf, neginf=torch.inf).neg_().exp_().clamp_max_(1.0)
+    acceptance = fall.nan_to_num(nan=-torch.inf, posinf=-torch.inf).exp_().clamp_max_(1.0)
     return Moves(after.where(torch.rand_like(acceptance) < acceptance, ensemble), acceptance)
 
 
@@ -67,15 +65,15 @@ def _walked(ensemble: Ensemble, reference: Energy, target: Energy, position: flo
 
 def _is_end(position: float | Tensor) -> bool:
     """Whether this is the end of the ladder, where the reference has no say and is not asked."""
-    return isinstance(position, float) and position == 1.0
+    return not isinstance(position, Tensor) and position == 1.0
 
 
-def _rise(before: Ensemble, after: Ensemble, position: float | Tensor) -> Tensor:
-    r""":math:`u_\lambda` after less before."""
-    rise = after.target - before.target
+def _fall(before: Ensemble, after: Ensemble, position: float | Tensor) -> Tensor:
+    r""":math:`u_\lambda` before less after."""
+    fall = before.target - after.target
     if _is_end(position):
-        return rise
-    base = after.reference - before.reference
-    if isinstance(position, float):
-        return torch.add(base, rise - base, alpha=position)
-    return base + position * (rise - base)
+        return fall
+    base = before.reference - after.reference
+    if isinstance(position, Tensor):
+        return base + position * (fall - base)
+    return torch.add(base, fall - base, alpha=position)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import softmax
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics.weights import FloatArray
@@ -58,11 +60,12 @@ def conditional_ess(log_weights: Tensor, increments: Tensor) -> float:
 
     Source: Zhou, Johansen and Aston, arXiv 1303.3123, section 3.3.
 
+    >>> import torch
     >>> conditional_ess(torch.zeros(1, 4), torch.zeros(1, 4))
     1.0
     """
     gains = as_numpy(increments)
-    return _conditional_ess(as_numpy(log_weights.softmax(-1)), np.exp(gains - gains.max(-1, keepdims=True)))
+    return _conditional_ess(softmax(as_numpy(log_weights), axis=-1), np.exp(gains - gains.max(-1, keepdims=True)))
 
 
 def _conditional_ess(weights: FloatArray, ratio: FloatArray) -> float:
@@ -87,35 +90,32 @@ def next_position(position: float, log_weights: Tensor, differences: Tensor, thr
     :param differences: :math:`u - u_0` of each particle, ``(num_chains, n)``.
     :param threshold: a fraction in (0, 1).
 
+    >>> import torch
     >>> u = torch.linspace(0, 10, 100).unsqueeze(0)
     >>> 0.05 < next_position(0.0, torch.zeros(1, 100), u, 0.9) < 0.2
     True
     """
     room, weights, losses = 1.0 - position, as_numpy(log_weights), as_numpy(differences)
     alive = losses < np.inf
+    if not alive.any(-1).all():
+        return 1.0  # of a chain that has lost all its particles there is nothing to adapt to
     if not alive.all():
         weights, losses = np.where(alive, weights, -np.inf), np.where(alive, losses, 0.0)
-    weights = np.exp(weights - weights.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
+    weights = softmax(weights, axis=-1)
     losses = losses.min(-1, keepdims=True) - losses
 
+    @cache
     def excess(log_step: float) -> float:
         return _conditional_ess(weights, np.exp(math.exp(log_step) * losses)) - threshold
 
     # In logarithms, because the first steps from a reference into a hard core are minute.
-    high = math.log(room)
+    low, high = math.log(SMALLEST_STEP * room), math.log(room)
     if excess(high) >= 0.0:
         return 1.0
-    low = math.log(SMALLEST_STEP * room)
-    if excess(low) < 0.0:
-        return min(1.0, position + math.exp(low))
-    # The conditional ESS falls like 1 / (1 + step^2 Var) at first, which tells where to look.
-    spread = float((weights * (losses - (weights * losses).sum(-1, keepdims=True)) ** 2).sum(-1).mean())
-    guess = 0.5 * math.log((1.0 / threshold - 1.0) / spread)
-    for edge in (guess - 0.2, guess + 0.2):
+    # It falls like 1 / (1 + step^2 Var) at first, which tells where to look.
+    variance = float((weights * (losses - (weights * losses).sum(-1, keepdims=True)) ** 2).sum(-1).mean())
+    guess = 0.5 * math.log((1.0 / threshold - 1.0) / variance)
+    for edge in (guess - 0.1, guess + 0.1):
         if low < edge < high:
-            if excess(edge) >= 0.0:
-                low = edge
-            else:
-                high = edge
-    return min(1.0, position + math.exp(brentq(excess, low, high, xtol=1e-3)))
+            low, high = (edge, high) if excess(edge) >= 0.0 else (low, edge)
+    return min(1.0, position + math.exp(brentq(excess, low, high, xtol=1e-3) if excess(low) > 0.0 else low))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
-from pyro_boltzmann.diagnostics.weights import FloatArray
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError
 from pyro_boltzmann.infer.tempering.ensemble import Ensemble, evaluate
@@ -18,7 +17,7 @@ from pyro_boltzmann.infer.tempering.kernel import Kernel
 from pyro_boltzmann.infer.tempering.move import move
 from pyro_boltzmann.infer.tempering.preconditioner import MASSES, Preconditioner
 from pyro_boltzmann.infer.tempering.proposal import Proposal
-from pyro_boltzmann.infer.tempering.schedule import Stage, as_numpy, next_position
+from pyro_boltzmann.infer.tempering.schedule import Stage, next_position
 
 __all__ = ["SMCRun", "SMCSettings"]
 
@@ -164,16 +163,17 @@ class SMCRun:
         weights = (self.log_weights.softmax(-1) / self.settings.num_chains).flatten().to(self.ensemble.x)
         start = self.ensemble.x
 
-        def mean_square(displacement: Tensor) -> FloatArray:
-            return as_numpy(weights @ displacement.square())
+        def mean_square(displacement: Tensor) -> list[float]:
+            means: list[float] = (weights @ displacement.square()).tolist()
+            return means
 
-        enough = FORGOTTEN * 2.0 * mean_square(start - weights @ start)
+        enough = [FORGOTTEN * 2.0 * variance for variance in mean_square(start - weights @ start)]
         rates = self._moves(stage, self.settings.num_moves)
         before = mean_square(self.ensemble.x - start)
         for index in range(self.settings.num_moves, self.settings.max_moves):
             rates.append(self._move(stage, index))
             jump = mean_square(self.ensemble.x - start)
-            if ((jump < 1.1 * before) | (jump > enough)).all():
+            if all(j < 1.1 * b or j > e for j, b, e in zip(jump, before, enough, strict=True)):
                 break
             before = jump
         return rates
