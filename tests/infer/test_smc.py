@@ -14,6 +14,7 @@ from pyro_boltzmann.energies import NormalEnergy
 from pyro_boltzmann.exceptions import CheckpointError, NonFiniteEnergyError, ShapeError
 from pyro_boltzmann.infer.tempering.ensemble import evaluate
 from pyro_boltzmann.infer.tempering.kernel import make_kernel
+from pyro_boltzmann.infer.tempering.leapfrog import Leapfrog
 from pyro_boltzmann.infer.tempering.move import move
 from pyro_boltzmann.infer.tempering.preconditioner import Preconditioner
 from pyro_boltzmann.infer.tempering.problem import resolve_problem
@@ -51,6 +52,20 @@ def test_next_position_meets_its_threshold_and_ends_at_one():
     position = next_position(0.3, zeros, differences, 0.9)
     assert conditional_ess(zeros, -(position - 0.3) * differences) == pytest.approx(0.9, abs=1e-3)
     assert next_position(0.3, zeros, 1e-3 * differences, 0.9) == 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6, 1e170])
+def test_the_next_position_is_the_root_of_a_search_by_halves(scale):
+    # Heavy tails, several chains, unequal weights, and energies whose squares overflow.
+    generator = torch.Generator().manual_seed(1)
+    differences = scale * torch.randn(2, 1000, dtype=torch.float64, generator=generator).pow(5).abs()
+    log_weights = torch.randn(2, 1000, dtype=torch.float64, generator=generator)
+    low, high = math.log(1e-12), 0.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        near = conditional_ess(log_weights, -math.exp(middle) * differences) >= 0.8
+        low, high = (middle, high) if near else (low, middle)
+    assert next_position(0.0, log_weights, differences, 0.8) == pytest.approx(math.exp(low), rel=3e-3)
 
 
 def test_a_hard_wall_does_not_stop_the_ladder():
@@ -106,6 +121,37 @@ def test_a_move_accepts_as_the_metropolis_block_does():
         result = block.run(x, torch.cat([momentum, threshold.unsqueeze(-1)], -1))
     assert step == pytest.approx(0.4)
     torch.testing.assert_close(moved.ensemble.x, result.x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("position", [0.3, torch.tensor([0.3, 1.0], dtype=torch.float64)])
+def test_a_trajectory_is_leapfrog_at_the_tempered_energy(dense, position):
+    # Against the textbook's loop in the variables y of x = A y, for a Gaussian reference with a centre and scales of
+    # its own and for one whose gradient has to be asked for.
+    generator = torch.Generator().manual_seed(0)
+    normal = NormalEnergy(torch.tensor([0.5, -1.0, 2.0]), torch.tensor([1.0, 2.0, 0.5]))
+    factor = torch.tensor([[1.0, 0.0, 0.0], [0.4, 0.7, 0.0], [0.1, 0.2, 1.5]], dtype=torch.float64)
+    scale = Preconditioner(factor if dense else factor.diagonal(), dense)
+    x = torch.randn(50, 2, 3, dtype=torch.float64, generator=generator)
+    noise = torch.randn(50, 2, 3, dtype=torch.float64, generator=generator)
+    step = 0.1 + 0.1 * torch.rand(50, 2, 1, dtype=torch.float64, generator=generator)
+    share = position.unsqueeze(-1) if isinstance(position, torch.Tensor) else position
+
+    def force(at):
+        return scale.inward((1 - share) * normal.gradient(at) + share * 4.0 * (at - 2.0))
+
+    y, p = x, noise
+    for _ in range(3):
+        p = p - 0.5 * step * force(y)
+        y = y + step * scale.outward(p)
+        p = p - 0.5 * step * force(y)
+    for reference in (normal, lambda at: normal(at)):
+        start = evaluate(reference, shifted, x, True)
+        end, momentum = Leapfrog(reference, shifted, position, step, scale, x).trajectory(start, noise, 3)
+        torch.testing.assert_close(end.x, y)
+        torch.testing.assert_close(momentum, p)
+        torch.testing.assert_close(end.reference, normal(y))
+        torch.testing.assert_close(end.target, shifted(y))
 
 
 # Estimates -------------------------------------------------------------------------------------------------------

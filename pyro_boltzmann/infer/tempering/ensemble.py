@@ -12,10 +12,10 @@ from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, ener
 from pyro_boltzmann.energies.reference import NormalEnergy
 from pyro_boltzmann.energies.rows import RowMask
 
-__all__ = ["Ensemble", "FewRows", "evaluate"]
+__all__ = ["Ensemble", "evaluate"]
 
 FEW = 2**15
-"""Numbers up to which whole rows are copied sooner than the bits of their numbers are chosen."""
+"""Numbers up to which one ``torch.where`` costs less than three operations on their bits."""
 
 
 class Ensemble(NamedTuple):
@@ -43,10 +43,7 @@ class Ensemble(NamedTuple):
 
         A part that both share stays as it is.
         """
-        if mask.dim() > 1:
-            return self.reshape(-1).where(mask.flatten(), other.reshape(-1)).reshape(*mask.shape)
-        choose = (RowMask if self.x.numel() > FEW else FewRows)(mask).select
-
+        choose = RowMask(mask).select if self.x.numel() > FEW else _few(mask)
         parts: list[Any] = [
             new if new is old or new is None or old is None else choose(new, old)
             for new, old in zip(self, other, strict=True)
@@ -75,26 +72,9 @@ class Ensemble(NamedTuple):
         return cls(*known, *(tensors.get(f"ensemble.{name}") for name in cls._fields[3:]))
 
 
-class FewRows:
-    """``select(new, old)`` is ``torch.where(mask, new, old)`` for short tensors of shape ``(n)`` or ``(n, dim)``, as
-    :class:`RowMask` does it for long ones.
-
-    Rows are copied whole: a mask that is spread over the numbers of a row costs twice as much.
-
-    >>> FewRows(torch.tensor([True, False])).select(torch.ones(2, 2), torch.zeros(2, 2))
-    tensor([[1., 1.],
-            [0., 0.]])
-    """
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-        self.index = torch.arange(len(mask), device=mask.device).add_(mask, alpha=len(mask))
-
-    def select(self, new: Tensor, old: Tensor) -> Tensor:
-        """Rows of ``new`` where chosen, of ``old`` elsewhere."""
-        if new.dim() == 1:
-            return torch.where(self.mask, new, old)
-        return torch.cat((old, new)).index_select(0, self.index)
+def _few(mask: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    wide = mask.unsqueeze(-1)
+    return lambda new, old: torch.where(mask if new.dim() == mask.dim() else wide, new, old)
 
 
 def evaluate(reference: Energy, target: Energy, x: Tensor, gradients: bool) -> Ensemble:

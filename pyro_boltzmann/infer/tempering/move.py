@@ -50,8 +50,7 @@ def move(
     else:
         leapfrog = Leapfrog(reference, target, position, step, scale, x)
         after, momentum = leapfrog.trajectory(ensemble, noise, kernel.num_steps)
-        # Short rows are summed soonest by a product with ones.
-        kinetic = torch.mul(momentum, momentum).addcmul_(noise, noise, value=-1.0) @ x.new_ones(x.shape[-1])
+        kinetic = torch.mul(momentum, momentum).addcmul_(noise, noise, value=-1.0).sum(-1)
         fall = torch.sub(_fall(ensemble, after, position), kinetic, alpha=0.5)
     # An energy of -inf is no better than one of +inf: the target is undefined there.
     acceptance = fall.nan_to_num(nan=-torch.inf, posinf=-torch.inf).exp_().clamp_max_(1.0)

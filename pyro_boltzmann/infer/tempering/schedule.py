@@ -108,14 +108,15 @@ def next_position(position: float, log_weights: Tensor, differences: Tensor, thr
     def excess(log_step: float) -> float:
         return _conditional_ess(weights, np.exp(math.exp(log_step) * losses)) - threshold
 
-    # In logarithms, because the first steps from a reference into a hard core are minute.
+    # In logarithms, because the first steps from a reference into a hard core are minute. It falls with the step, like
+    # 1 / (1 + step^2 Var) at first, which tells where to look.
     low, high = math.log(SMALLEST_STEP * room), math.log(room)
-    if excess(high) >= 0.0:
-        return 1.0
-    # It falls like 1 / (1 + step^2 Var) at first, which tells where to look.
-    variance = float((weights * (losses - (weights * losses).sum(-1, keepdims=True)) ** 2).sum(-1).mean())
-    guess = 0.5 * math.log((1.0 / threshold - 1.0) / variance)
+    with np.errstate(over="ignore"):  # near a hard core a squared energy may be too large for a number
+        variance = float((weights * (losses - (weights * losses).sum(-1, keepdims=True)) ** 2).sum(-1).mean())
+    guess = 0.5 * math.log((1.0 / threshold - 1.0) / variance) if 0.0 < variance < math.inf else math.inf
     for edge in (guess - 0.1, guess + 0.1):
         if low < edge < high:
             low, high = (edge, high) if excess(edge) >= 0.0 else (low, edge)
+    if excess(high) >= 0.0:
+        return 1.0
     return min(1.0, position + math.exp(brentq(excess, low, high, xtol=1e-3) if excess(low) > 0.0 else low))
