@@ -320,7 +320,7 @@ def _known(spacing: str) -> str:
 
 def _within(value: float | Tensor, high: float, what: str) -> Tensor:
     """``value`` in float64, checked to lie in [0, high] up to the rounding of its own dtype, and put there."""
-    tensor = torch.as_tensor(value)
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     exact = tensor.to(torch.float64)
     slack = high * (torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0)
     if not bool(((exact >= -slack) & (exact <= high + slack)).all()):

@@ -96,7 +96,7 @@ class ScoreMLP(nn.Module):
         for block, bias in zip(self.blocks, biases[1:], strict=True):
             v = v + silu(block(v) + bias)
         out: Tensor = self.last(v)
-        return out.reshape(*x.shape[:-1], -1)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 class EnergyMLP(ScoreMLP):
