@@ -92,15 +92,21 @@ def test_variances_even_in_time(schedule):
     torch.testing.assert_close(schedule.time(h), torch.arange(20, -1, -1).double() / 20, rtol=0, atol=1e-12)
 
 
-# The end of the first interval in GMM-40, DW-4, LJ-13 and LJ-55.
+# The end of the first interval and the number of times in GMM-40, DW-4, LJ-13 and LJ-55.
 @pytest.mark.parametrize(
-    "sigma_min, sigma_max, increment, first",
-    [(1e-3, 1.0, 0.1, 0.834), (1e-4, 3.0, 0.1, 0.782), (1e-4, 6.0, 0.1, 0.733), (0.5, 4.0, 0.6, 0.295)],
+    "sigma_min, sigma_max, increment, first, num_times",
+    [
+        (1e-3, 1.0, 0.1, 0.834, 11),
+        (1e-4, 3.0, 0.1, 0.782, 69),
+        (1e-4, 6.0, 0.1, 0.733, 130),
+        (0.5, 4.0, 0.6, 0.295, 27),
+    ],
 )
-def test_split_times_of_the_published_experiments(sigma_min, sigma_max, increment, first):
+def test_split_times_of_the_published_experiments(sigma_min, sigma_max, increment, first, num_times):
     schedule = GeometricSchedule(sigma_min, sigma_max)
     tau = schedule.split_times(increment)
-    assert tau[0] == 0.0 and tau[-1] == 1.0 and tau[1].item() == pytest.approx(first, abs=1e-12)
+    assert len(tau) == num_times and tau[0] == 0.0 and tau[-1] == 1.0
+    assert tau[1].item() == pytest.approx(first, abs=1e-12)
     torch.testing.assert_close(tau, (tau * 1000).round() / 1000, rtol=0, atol=0)
     h = schedule.variance(tau)
     before = schedule.variance(tau[1:] - 1e-3)
