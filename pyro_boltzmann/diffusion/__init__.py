@@ -12,6 +12,8 @@ from pyro_boltzmann.diffusion.networks import (
     RadialFeatures,
     ScoreMLP,
 )
+from pyro_boltzmann.diffusion.noised import NoisedEnergy
+from pyro_boltzmann.diffusion.reverse import DiffusionField, ReverseDiffusion, reverse_diffusion
 from pyro_boltzmann.diffusion.schedules import (
     CosineSchedule,
     GeometricSchedule,
@@ -24,6 +26,7 @@ from pyro_boltzmann.diffusion.schedules import (
 
 __all__ = [
     "CosineSchedule",
+    "DiffusionField",
     "EnergyMLP",
     "EquivariantNetwork",
     "FourierFeatures",
@@ -32,12 +35,15 @@ __all__ = [
     "LinearSchedule",
     "NoiseEmbedding",
     "NoiseSchedule",
+    "NoisedEnergy",
     "ParticlePairs",
     "PowerSchedule",
     "PreconditionedEnergy",
     "PreconditionedScore",
     "QuadraticSchedule",
     "RadialFeatures",
+    "ReverseDiffusion",
     "ScoreMLP",
     "noise_schedule",
+    "reverse_diffusion",
 ]

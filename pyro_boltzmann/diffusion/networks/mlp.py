@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import silu, softplus
 
 from pyro_boltzmann.diffusion.networks.embedding import FourierFeatures, NoiseEmbedding, variance_of_rows
 from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["EnergyMLP", "ScoreMLP"]
+
+_SOFTPLUS_IS_ONE = math.log(math.expm1(1.0))
 
 
 class ScoreMLP(nn.Module):
@@ -33,6 +36,7 @@ class ScoreMLP(nn.Module):
     :param depth: the number :math:`L` of residual blocks.
     :param out_dim: the length of the result, ``dim`` unless given.
     :param input_scale: :math:`a`, the spread of the target.
+    :param num_scalars: also return this many positive numbers (one before training), for example local variances.
     :param num_frequencies: frequencies :math:`\omega` of each coordinate; 0 for none.
     :param finest: the highest of them, in radians for each unit of y (the lowest is 1).
     :param noise_frequencies: frequencies of the log noise level.
@@ -55,6 +59,7 @@ class ScoreMLP(nn.Module):
         out_dim: int | None = None,
         input_scale: float = 1.0,
         *,
+        num_scalars: int = 0,
         num_frequencies: int = 8,
         finest: float = 16.0,
         noise_frequencies: int = 12,
@@ -77,12 +82,15 @@ class ScoreMLP(nn.Module):
         self.features = FourierFeatures(num_frequencies, highest=finest)
         self.first = nn.Linear(dim * (1 + self.features.num_features), width, bias=False)
         self.blocks = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(depth)])
-        self.last = nn.Linear(width, dim if out_dim is None else out_dim)
+        self.out_dim = dim if out_dim is None else out_dim
+        self.num_scalars = num_scalars
+        self.last = nn.Linear(width, self.out_dim + num_scalars)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, variance: float | Tensor) -> Tensor:
-        """The result, ``(*batch, out_dim)``, at states ``(*batch, dim)``; the variance broadcasts to ``(*batch)``.
+    def forward(self, x: Tensor, variance: float | Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The result, ``(*batch, out_dim)``, at states ``(*batch, dim)``; the variance broadcasts to ``(*batch)``. With
+        ``num_scalars`` also the scalars, ``(*batch, num_scalars)``.
 
         :raises ShapeError: if either shape is wrong.
         """
@@ -95,8 +103,11 @@ class ScoreMLP(nn.Module):
         v = silu(self.first(inputs) + biases[0])
         for block, bias in zip(self.blocks, biases[1:], strict=True):
             v = v + silu(block(v) + bias)
-        out: Tensor = self.last(v)
-        return out.reshape(*x.shape[:-1], out.shape[-1])
+        out: Tensor = self.last(v).reshape(*x.shape[:-1], self.out_dim + self.num_scalars)
+        if not self.num_scalars:
+            return out
+        vector, raw = out.split([self.out_dim, self.num_scalars], -1)
+        return vector, softplus(raw + _SOFTPLUS_IS_ONE)
 
 
 class EnergyMLP(ScoreMLP):
@@ -113,6 +124,7 @@ class EnergyMLP(ScoreMLP):
     def __init__(self, dim: int, width: int = 128, depth: int = 3, input_scale: float = 1.0, **features: Any) -> None:
         super().__init__(dim, width, depth, 1, input_scale, **features)
 
-    def forward(self, x: Tensor, variance: float | Tensor) -> Tensor:
-        """Scalars ``(*batch)`` at states ``(*batch, dim)``."""
-        return super().forward(x, variance).squeeze(-1)
+    def forward(self, x: Tensor, variance: float | Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Scalars ``(*batch)`` at states ``(*batch, dim)``; with ``num_scalars`` a pair, as for :class:`ScoreMLP`."""
+        out = super().forward(x, variance)
+        return (out[0].squeeze(-1), out[1]) if isinstance(out, tuple) else out.squeeze(-1)

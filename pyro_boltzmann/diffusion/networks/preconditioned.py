@@ -24,6 +24,8 @@ class _Preconditioner(nn.Module):
     """What energies and scores share: the target, the wide Gaussian, and how much of each there is."""
 
     center: Tensor
+    data_scale: Tensor
+    gate_scale: Tensor
 
     def __init__(
         self,
@@ -47,17 +49,25 @@ class _Preconditioner(nn.Module):
         # Everything is hidden, annealed energies too: the target is never trained.
         self.target = energy if energy is None or isinstance(energy, HeldEnergy) else HeldEnergy(energy)
         self.dim = dim
-        self.gate_scale = gate_scale
-        self.data_scale = data_scale
         middle = torch.as_tensor(center, dtype=torch.get_default_dtype())
         if middle.dim() > 1 or middle.numel() not in (1, dim):
             raise ShapeError(f"center must be a number or a tensor of shape ({dim},), got {tuple(middle.shape)}")
-        self.register_buffer("center", middle.clone())
+        self.register_buffer("center", middle.expand(dim).clone())
+        self.register_buffer("data_scale", torch.tensor(float(data_scale)))
+        self.register_buffer("gate_scale", torch.tensor(float(gate_scale)))
+        self.spread_of_noise = _LogSpread()
         if self.target is not None:
             self.gate_embedding = NoiseEmbedding(16, smallest_sigma=smallest_sigma)
             self.gate_rate = nn.Linear(16, 1)
             nn.init.zeros_(self.gate_rate.weight)
             nn.init.constant_(self.gate_rate.bias, _SOFTPLUS_IS_ONE)
+
+    def place(self, center: Tensor, data_scale: float, gate_scale: float) -> None:
+        """Move to where the target lives: other values for ``center``, ``data_scale`` and ``gate_scale``."""
+        with torch.no_grad():
+            self.center.copy_(center)
+            self.data_scale.fill_(data_scale)
+            self.gate_scale.fill_(gate_scale)
 
     def gate(self, variance: float | Tensor) -> Tensor:
         r"""How much of the target there is at these variances, :math:`\gamma(h) = e^{-k(h)\, h / c^2}`, in float64.
@@ -65,11 +75,11 @@ class _Preconditioner(nn.Module):
         :math:`k(h) > 0` is learned as a function of :math:`\log h` and starts at one. Exactly 1 at :math:`h = 0`;
         below 1e-7 it is 0, and so it is without a target.
         """
-        h = torch.as_tensor(variance, dtype=torch.float64, device=self.center.device)
+        h = self._in_double(variance)
         if self.target is None:
             return torch.zeros_like(h)
         rate = nn.functional.softplus(self.gate_rate(self.gate_embedding(h)).squeeze(-1))
-        gate = (-(h / self.gate_scale**2) * rate.to(torch.float64)).exp()
+        gate = (-(h / self.gate_scale.double().square()) * rate.to(torch.float64)).exp()
         return torch.where(gate > SMALLEST_GATE, gate, 0.0)
 
     def amplitude(self, variance: float | Tensor) -> Tensor:
@@ -79,19 +89,53 @@ class _Preconditioner(nn.Module):
 
         which vanishes at both ends. The first factor is 1 where there is no target to fall back on.
         """
-        h = torch.as_tensor(variance, dtype=torch.float64, device=self.center.device)
-        wide = self.data_scale * (self.data_scale**2 + h).rsqrt()
+        h, scale = self._in_double(variance), self.data_scale.double()
+        wide = scale * (scale.square() + h).rsqrt()
         sigma = h.sqrt()
         return wide if self.target is None else wide * sigma / (sigma + self.gate_scale)
+
+    def _in_double(self, variance: float | Tensor) -> Tensor:
+        return torch.as_tensor(variance, dtype=torch.float64, device=self.center.device)
 
     def _coefficients(self, variance: float | Tensor, x: Tensor) -> _Coefficients:
         if x.dim() < 1 or x.shape[-1] != self.dim:
             raise ShapeError(f"expected states of shape (*batch, {self.dim}), got {tuple(x.shape)}")
         return _Coefficients(self, variance_of_rows(variance, x), x)
 
+    def _ask(self, x: Tensor, at: _Coefficients) -> tuple[Tensor, Tensor | None]:
+        """The network at states and noise in units of the target's spread: its main output, and scalars if any."""
+        y = (x - self.center) / self.data_scale
+        out: Any = self.network(y, at.variance / self.data_scale.double().square())
+        return out if isinstance(out, tuple) else (out, None)
+
+    def _spread(self, scalars: Tensor | None, at: _Coefficients, shape: torch.Size) -> Tensor:
+        if scalars is None:
+            scalars = self.spread_of_noise(at.variance.reshape(-1)).exp()
+            scalars = scalars.reshape(1 if len(scalars) == 1 else (*shape[:-1], 1))
+        base = self.data_scale.square() / at.wide
+        # Both ends are known: 1 without noise, and the Gaussian's with much.
+        return base.unsqueeze(-1) * scalars ** at.amplitude.unsqueeze(-1)
+
     def extra_repr(self) -> str:
         target = None if self.target is None else self.target.energy
-        return f"target={target!r}, dim={self.dim}, gate_scale={self.gate_scale}, data_scale={self.data_scale}"
+        scales = f"gate_scale={float(self.gate_scale):.4g}, data_scale={float(self.data_scale):.4g}"
+        return f"target={target!r}, dim={self.dim}, {scales}"
+
+
+class _LogSpread(nn.Module):
+    """A learned function of the noise level alone, zero before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = NoiseEmbedding(16)
+        self.linear = nn.Linear(16, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, variance: Tensor) -> Tensor:
+        """``(rows,)`` to ``(rows,)``."""
+        out: Tensor = self.linear(self.embedding(variance)).squeeze(-1)
+        return out
 
 
 class _Coefficients:
@@ -190,7 +234,7 @@ class PreconditionedEnergy(_Preconditioner):
         :raises ShapeError: if a shape is wrong.
         """
         at = self._coefficients(variance, x)
-        smooth = self._smooth_part(x, at)
+        smooth, _ = self._smooth_part(x, at)
         if not at.needs_target:
             return smooth
         y = x
@@ -211,34 +255,43 @@ class PreconditionedEnergy(_Preconditioner):
 
     def energy_and_score(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`energy` and :meth:`score` in one pass, which costs one value and one gradient of the target a row."""
-        keeps_graph = torch.is_grad_enabled()
+        return self._evaluate(x, self._coefficients(variance, x))[:2]
+
+    def score_and_spread(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`score`, and the variance of the unnoised state given x in units of h, ``(*batch, 1)`` or more. A network
+        that returns positive scalars with its energy gives the spread; otherwise it is a function of h."""
         at = self._coefficients(variance, x)
+        _, score, scalars = self._evaluate(x, at)
+        return score, self._spread(scalars, at, x.shape)
+
+    def _evaluate(self, x: Tensor, at: _Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:
+        keeps_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             y = x if keeps_graph and x.requires_grad else x.detach().requires_grad_()
-            u = self._smooth_part(y, at)
+            u, scalars = self._smooth_part(y, at)
             (gradient,) = torch.autograd.grad(u.sum(), y, create_graph=keeps_graph)
         if not keeps_graph:
-            u = u.detach()
+            u, scalars = u.detach(), None if scalars is None else scalars.detach()
         if at.needs_target:
             # A graph of the target is needed for second derivatives in x alone, since it has nothing to learn.
             with torch.set_grad_enabled(keeps_graph and x.requires_grad):
                 value, slope = energy_and_gradient(self._energy, x)
             u = u + at.gate * self._bent(value)
             gradient = gradient + (at.gate * self._bending(value)).unsqueeze(-1) * _finite_rows(slope)
-        return u, -gradient
+        return u, -gradient, scalars
 
     @property
     def _energy(self) -> Energy:
         return cast(HeldEnergy, self.target).energy
 
-    def _smooth_part(self, x: Tensor, at: _Coefficients) -> Tensor:
-        """The Gaussian and the network."""
+    def _smooth_part(self, x: Tensor, at: _Coefficients) -> tuple[Tensor, Tensor | None]:
+        """The Gaussian and the network, and the network's scalars."""
         square = (x - self.center).square().sum(-1)
         gaussian = 0.5 * square / at.wide + 0.5 * self.dim * (2.0 * math.pi * at.wide).log() - self.log_z
-        residual = self.network(x, at.variance)
+        residual, scalars = self._ask(x, at)
         _check_output(residual, x.shape[:-1])
         total: Tensor = at.rest * gaussian + at.amplitude * residual
-        return total
+        return total, scalars
 
     def _bent(self, u: Tensor) -> Tensor:
         b = self.max_energy
@@ -315,9 +368,17 @@ class PreconditionedScore(_Preconditioner):
 
     def score_and_scalars(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor | None]:
         """:meth:`score`, and the scalars ``(*batch, k)`` of a network that returns them, else ``None``."""
+        return self._evaluate(x, self._coefficients(variance, x))
+
+    def score_and_spread(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`score`, and the variance of the unnoised state given x in units of h, ``(*batch, 1)`` or more. A network
+        that returns positive scalars with its vector gives the spread; otherwise it is a function of h."""
         at = self._coefficients(variance, x)
-        out: Any = self.network(x, at.variance)
-        residual, scalars = out if isinstance(out, tuple) else (out, None)
+        score, scalars = self._evaluate(x, at)
+        return score, self._spread(scalars, at, x.shape)
+
+    def _evaluate(self, x: Tensor, at: _Coefficients) -> tuple[Tensor, Tensor | None]:
+        residual, scalars = self._ask(x, at)
         _check_output(residual, x.shape)
         outward = (at.rest / at.wide).unsqueeze(-1) * (x - self.center)
         score = (at.amplitude * at.narrow.rsqrt()).unsqueeze(-1) * residual - outward
