@@ -189,7 +189,7 @@ class AutoDiffusion(AutoStochasticFlow):
         elif check and (schedule.sigma_max < NARROW * widest or schedule.sigma_min > COARSE * width):
             raise ValueError(
                 f"the schedule's noise, sigma from {schedule.sigma_min:.3g} to {schedule.sigma_max:.3g}, does not fit "
-                f"the target, whose standard deviation is up to {widest:.3g} and whose modes are about {width:.3g} wide; "
+                f"the target, whose standard deviation is up to {widest:.3g}, with modes about {width:.3g} wide; "
                 f"sigma_min={fitting[0]:.3g}, sigma_max={fitting[1]:.3g} would, or leave the schedule out"
             )
         levels = schedule.variances(plan.num_steps)

@@ -258,8 +258,8 @@ class PreconditionedEnergy(_Preconditioner):
         return self._evaluate(x, self._coefficients(variance, x))[:2]
 
     def score_and_spread(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`score`, and the variance of the unnoised state given x in units of h, ``(*batch, 1)`` or more. A network
-        that returns positive scalars with its energy gives the spread; otherwise it is a function of h."""
+        """:meth:`score`, and the variance of the unnoised state given x in units of h, ``(*batch, 1)`` or more. A
+        network that returns positive scalars with its energy gives the spread; otherwise it is a function of h."""
         at = self._coefficients(variance, x)
         _, score, scalars = self._evaluate(x, at)
         return score, self._spread(scalars, at, x.shape)
@@ -371,8 +371,8 @@ class PreconditionedScore(_Preconditioner):
         return self._evaluate(x, self._coefficients(variance, x))
 
     def score_and_spread(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`score`, and the variance of the unnoised state given x in units of h, ``(*batch, 1)`` or more. A network
-        that returns positive scalars with its vector gives the spread; otherwise it is a function of h."""
+        """:meth:`score`, and the variance of the unnoised state given x in units of h, ``(*batch, 1)`` or more. A
+        network that returns positive scalars with its vector gives the spread; otherwise it is a function of h."""
         at = self._coefficients(variance, x)
         score, scalars = self._evaluate(x, at)
         return score, self._spread(scalars, at, x.shape)

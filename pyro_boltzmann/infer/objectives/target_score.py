@@ -25,7 +25,7 @@ TEACHER_DRAWS = 20_000
 
 
 class TargetScoreMatching(PathObjective):
-    r"""Regress the score of the noised target on draws :math:`x_0` of the target and noise :math:`x = x_0 + \sqrt h\, z`,
+    r"""Regress the score of the noised target at :math:`x = x_0 + \sqrt h\, z`, with draws :math:`x_0` of the target,
 
     .. math::
         \mathcal L = E\, \frac hd \bigl| s_\theta(x, h) - a_h A - (1 - a_h) B \bigr|^2, \qquad
@@ -37,9 +37,8 @@ class TargetScoreMatching(PathObjective):
     .. math:: a_h = \frac{E\,(B - s) \cdot (B - A)}{E\, |B - A|^2},
 
     is estimated as training goes, in bins of :math:`\log h`. A wrong score in place of s does not bias it, because
-    :math:`E[B - A \mid x] = 0`. For a Gaussian of variance :math:`c^2` it is :math:`c^2 / (c^2 + h)` and nothing is left
-    of the variance.
-    The gradients at :math:`x_0` are computed once, so an update costs no energy beyond what the field itself asks for.
+    :math:`E[B - A \mid x] = 0`. For a Gaussian of variance :math:`c^2` it is :math:`c^2 / (c^2 + h)` and no
+    variance is left. The gradients at :math:`x_0` are computed once, so an update costs no energy beyond what the field itself asks for.
     The factor h makes the loss the Kullback-Leibler divergence between the laws of the exact and the learned reverse
     process per unit of :math:`\log h`, which is drawn evenly (stratified).
 
