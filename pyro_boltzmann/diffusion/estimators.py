@@ -63,8 +63,8 @@ Correction = Literal["none", "jackknife"]
 Teacher = Callable[[Tensor, Tensor], Tensor]
 """A noised energy: ``teacher(y, variance)`` of ``(batch, dim)`` and ``(batch)`` has the shape ``(batch)``."""
 
-# Coordinates of noised points held at once: half a megabyte in float32, which stays in the caches.
-WORKING_SET = 2**17
+# Coordinates of noised points held at once: a megabyte in float32, which stays in the caches.
+WORKING_SET = 2**18
 
 
 class DenoisingEstimate(NamedTuple):

@@ -12,8 +12,10 @@ from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["BufferProposal", "DenoisingProposal"]
 
-# Densities of points under kernels held at once: four megabytes in float32.
-WORKING_SET = 2**20
+# Densities of points under kernels held at once: a megabyte in float32, which stays in the caches.
+WORKING_SET = 2**18
+# Below this an exponential is nothing beside one; where it underflows, it takes a hundred times as long.
+LOWEST = -80.0
 NEIGHBOURS = 10
 QUERIES = 1000
 
@@ -141,7 +143,11 @@ class BufferProposal:
         at_x = _square_distances(x.unsqueeze(1), centres).squeeze(1) / (2.0 * spread)
         constant = share.log() + at_x + 0.5 * dim * (spread / self.bandwidth).log()
         log_kernels = _square_distances(y, centres).div_(-2.0 * self.bandwidth).add_(constant.unsqueeze(1))
-        return y, torch.logaddexp(log_kernels.logsumexp(-1), h.new_tensor(math.log(from_noise / num_noise))).neg_()
+        # The noise's share bounds the sum from below, so what underflows beside it need not be computed.
+        noise = math.log(from_noise / num_noise)
+        top = log_kernels.amax(-1, keepdim=True).clamp_min_(noise)
+        total = log_kernels.sub_(top).clamp_min_(LOWEST).exp_().sum(-1, keepdim=True).add_((noise - top).exp())
+        return y, total.log_().add_(top).squeeze(-1).neg_()
 
 
 def _square_distances(first: Tensor, second: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,11 +10,15 @@ from torch import Tensor
 
 __all__ = ["MixedScore", "grouped", "jackknife_shift", "log_mean_variance", "mixed_score", "normalised_weights"]
 
+# Weights this far below the largest are nothing beside it. Numbers that underflow, here or in the squares of weights,
+# cost a hundred times as much as others.
+LOWEST = -40.0
+
 
 def normalised_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""Weights :math:`\bar w_i = w_i / \sum_j w_j` and :math:`\log \frac1K \sum_i w_i` of ``(batch, K)``.
 
-    Where all weights are zero the logarithm is :math:`-\infty` and the weights stay zero.
+    Weights below :math:`e^{-39}` of the largest count as zero. Where all are zero the logarithm is :math:`-\infty` and the weights stay zero.
 
     >>> weights, log_mean = normalised_weights(torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [-torch.inf, -torch.inf]]))
     >>> weights
@@ -24,7 +29,8 @@ def normalised_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     tensor([ 0.0000, -0.6931,    -inf])
     """
     top = log_weights.amax(-1, keepdim=True)
-    weights = (log_weights - top.clamp_min(torch.finfo(top.dtype).min)).exp_()
+    weights = (log_weights - top.clamp_min(torch.finfo(top.dtype).min)).clamp_min_(LOWEST).exp_()
+    torch.nn.functional.threshold_(weights, 2.0 * math.exp(LOWEST), 0.0)
     total = weights.sum(-1, keepdim=True)
     log_mean = (top + (total / log_weights.shape[-1]).log()).squeeze(-1)
     # The largest weight is one, so a total below one means that all are zero.

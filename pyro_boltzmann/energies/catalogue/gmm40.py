@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.energies.catalogue.closed_form import ClosedForm
+from pyro_boltzmann.energies.catalogue.closed_form import ClosedForm, keeps_graph
 from pyro_boltzmann.energies.catalogue.target import Target
 
 __all__ = ["GMM40"]
@@ -104,6 +104,8 @@ CELL_MASSES: tuple[float, ...] = (
 
 # Distances to means held at once: half a megabyte in float32, which stays in the caches.
 WORKING_SET = 2**17
+# Below this an exponential is nothing beside one; where it underflows, it takes a hundred times as long.
+LOWEST = -80.0
 
 
 class GMM40(ClosedForm, Target):
@@ -147,18 +149,27 @@ class GMM40(ClosedForm, Target):
         )
 
     def __call__(self, x: Tensor) -> Tensor:
+        if not keeps_graph(x):
+            with torch.no_grad():
+                parts = [self._components(part) for part in x.reshape(-1, 2).split(WORKING_SET // len(MEANS))]
+                u = [least - weights.sum(0).log_() for _, least, weights in parts]
+                return torch.cat(u).sub_(self._on("log_peak", x)).view(x.shape[:-1])
         first, second = self._scaled_differences(x)
         log_components = torch.addcmul(self._on("log_peak", x), first, first, value=-1)
         return -torch.addcmul(log_components, second, second, value=-1).logsumexp(-1)
 
     def closed_form(self, x: Tensor) -> tuple[Tensor, Tensor]:
         flat = x.reshape(-1, 2)
+        means = self._on("scaled_means", x)
         u, gradient = x.new_empty(len(flat)), torch.empty_like(flat)
         rows = WORKING_SET // len(MEANS)
         for start in range(0, len(flat), rows):
             part = slice(start, start + rows)
-            u[part], gradient[part] = self._energy_and_gradient(flat[part])
-        return u.view(x.shape[:-1]), gradient.view(x.shape)
+            scaled, least, weights = self._components(flat[part])
+            total = weights.sum(0)
+            u[part] = least - total.log()
+            gradient[part] = scaled.sub_((means @ weights).div_(total)).mul_(2.0 * self._unit).mT
+        return u.sub_(self._on("log_peak", x)).view(x.shape[:-1]), gradient.view(x.shape)
 
     def noised_energy(self, x: Tensor, variance: float | Tensor) -> Tensor:
         r"""Exact energy under Gaussian noise of variance :math:`h`: the mixture with :math:`s^2 + h` in place of
@@ -177,8 +188,9 @@ class GMM40(ClosedForm, Target):
         square = (first - means[:, 0]).square() + (second - means[:, 1]).square()
         return -(square / (-2.0 * spread) - (2.0 * math.pi * len(MEANS) * spread).log()).logsumexp(-1)
 
-    def _energy_and_gradient(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """With the components in front, so that element-wise work runs along the batch."""
+    def _components(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled coordinates ``(2, batch)``, the smallest squared distance to a mean ``(batch)`` and the components
+        relative to the largest ``(40, batch)``: the batch innermost, where element-wise work is."""
         means = self._on("scaled_means", flat).unsqueeze(-1)
         scaled = flat.mT * self._unit
         square = scaled[0] - means[0]
@@ -186,10 +198,7 @@ class GMM40(ClosedForm, Target):
         other = scaled[1] - means[1]
         square.addcmul_(other, other)
         least = square.amin(0)
-        weights = torch.sub(least, square, out=square).exp_()
-        total = weights.sum(0)
-        nearest = (means.squeeze(-1) @ weights).div_(total)
-        return least - total.log() - self._on("log_peak", flat), scaled.sub_(nearest).mul_(2.0 * self._unit).mT
+        return scaled, least, torch.sub(least, square, out=square).clamp_min_(LOWEST).exp_()
 
     def mode_assignment(self, x: Tensor) -> Tensor:
         first, second = self._scaled_differences(x)
