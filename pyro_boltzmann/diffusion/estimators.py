@@ -1,23 +1,24 @@
 r"""Monte Carlo estimators of noised energies and scores.
 
 A density :math:`\pi = e^{-u}` under Gaussian noise of variance :math:`h` is :math:`p_h = \pi * N(0, h I)`, with the
-energy :math:`u_h = -\log p_h`. With points :math:`y_k = x + \sqrt h\, z_k` and :math:`\bar w = \mathrm{softmax}(-u(y))`,
+energy :math:`u_h = -\log p_h`. With points :math:`y_k = x + \sqrt h\, z_k` and weights
+:math:`\bar w = \mathrm{softmax}(-u(y))`,
 
 .. math::
 
     E_K(x) = -\log \frac1K \sum_k e^{-u(y_k)}, \qquad
     S_K(x) = -\sum_k \bar w_k \nabla u(y_k) \quad \text{or} \quad \sum_k \bar w_k \frac{y_k - x}{h} .
 
-:math:`e^{-E_K}` is unbiased for :math:`p_h(x)` at every :math:`K`; with :math:`m` and :math:`v` the mean and variance of
-:math:`e^{-u(y)}`, :math:`E_K` is too high by :math:`v / (2 m^2 K)` and has the variance :math:`v / (m^2 K)`. The total
+:math:`e^{-E_K}` is unbiased for :math:`p_h(x)` at every :math:`K`; with :math:`m` and :math:`v` the mean and variance
+of :math:`e^{-u(y)}`, :math:`E_K` is too high by :math:`v / (2 m^2 K)` and has the variance :math:`v / (m^2 K)`. The total
 energy stands in the exponential, also for particles. No function here keeps a graph.
 
 The energy may be :math:`+\infty` (weight zero; forces there are not read). NaN or :math:`-\infty` raises. Where all
-:math:`K` points have weight zero, :math:`E_K = +\infty`, the score is zero, the mean of the noise alone, ``ess`` is zero
-and variances are infinite.
+:math:`K` points have weight zero, :math:`E_K = +\infty`, the score is zero (the mean of the noise alone), ``ess`` is
+zero and variances are infinite.
 
-Sources: Akhound-Sadegh et al., Iterated Denoising Energy Matching (2024), arXiv 2402.06121, equations 7 and 8; OuYang et
-al., BNEM (2024), arXiv 2409.09787, section 3.
+Sources: Akhound-Sadegh et al., Iterated Denoising Energy Matching (2024), arXiv 2402.06121, equations 7 and 8; OuYang
+et al., BNEM (2024), arXiv 2409.09787, section 3.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 ScoreForm = Literal["target", "tweedie", "mixture"]
-"""``"target"`` averages forces and is best at small noise, ``"tweedie"`` averages displacements and is best at large."""
+"""``"target"`` averages forces, best at small noise; ``"tweedie"`` averages displacements, best at large noise."""
 
 Correction = Literal["none", "jackknife"]
 """Of the bias of :math:`E_K`; the jackknife takes it from O(1/K) to O(1/K^2) where ``ess`` is not small."""
@@ -137,8 +138,8 @@ def noised_score(
         :func:`~pyro_boltzmann.diffusion.ratio_estimate.mixed_score` for the mixture. Further parameters and errors are
         those of :func:`noised_energy`.
 
-    >>> score = noised_score(lambda x: 0.5 * x.square().sum(-1), torch.ones(3, 2), 1.0, 8)
-    >>> torch.allclose(score, torch.full((3, 2), -0.5), atol=1e-5)  # exact for an isotropic Gaussian
+    >>> score = noised_score(lambda x: 0.5 * x.square().sum(-1), torch.ones(3, 2), 1.0, 1000)
+    >>> torch.allclose(score, torch.full((3, 2), -0.5), atol=1e-4)  # no variance on an isotropic Gaussian
     True
     """
     details = form == "mixture"
@@ -163,9 +164,9 @@ def denoising_estimate(
 
     Parameters and errors are those of :func:`noised_energy` and :func:`noised_score`.
 
-    >>> estimate = denoising_estimate(lambda x: 0.5 * x.square().sum(-1), torch.ones(3, 2), 1.0, 64)
-    >>> estimate.energy.shape, estimate.score.shape, estimate.mixing
-    (torch.Size([3]), torch.Size([3, 2]), tensor([0.5000, 0.5000, 0.5000]))
+    >>> estimate = denoising_estimate(lambda x: 0.5 * x.square().sum(-1), torch.ones(3, 2), 1.0, 1000)
+    >>> estimate.energy.shape, estimate.score.shape, [round(each, 2) for each in estimate.mixing.tolist()]
+    (torch.Size([3]), torch.Size([3, 2]), [0.5, 0.5, 0.5])
     """
     return _estimate(lambda _: energy, x, variance, num_noise, form, True, correction, antithetic, proposal, generator)
 
@@ -188,21 +189,21 @@ def bootstrapped_energy(
     because :math:`p_h = p_g * N(0, h - g)`. Its variance is never above that of :func:`noised_energy`, and vanishes as
     :math:`g \to h`; the teacher's own error stays.
 
-    :param teacher: ``teacher(y, g) -> (n)`` for ``y`` of shape ``(n, dim)`` and ``g`` of shape ``(n)``, the variance that
-        belongs to each ``y``. Its values are not counted as evaluations of the target.
+    :param teacher: ``teacher(y, g) -> (n)`` for ``y`` of shape ``(n, dim)`` and ``g`` of shape ``(n)``, the variance
+        that belongs to each ``y``. Its values are not counted as evaluations of the target.
     :param teacher_variance: :math:`g`, a number or a tensor that broadcasts to ``(*batch)``.
 
     Source: OuYang et al., BNEM (2024), arXiv 2409.09787, section 3.2.
 
     >>> exact = lambda y, variance: 0.5 * y.square().sum(-1) / (1 + variance) + (1 + variance).log()
-    >>> estimate = bootstrapped_energy(exact, torch.zeros(2, 2), torch.tensor([1.0, 2.0]), torch.tensor([0.9, 1.9]), 4000)
-    >>> torch.allclose(estimate, torch.tensor([2.0, 3.0]).log(), atol=0.01)
+    >>> estimate = bootstrapped_energy(exact, torch.zeros(2, 2), torch.tensor([1.0, 2.0]), 0.9, 20_000)
+    >>> torch.allclose(estimate, torch.tensor([2.0, 3.0]).log(), atol=0.03)
     True
     """
     h, g = _check_teacher(x, variance, teacher_variance)
     return _estimate(
         lambda rows: _Teacher(teacher, g[rows].repeat_interleave(num_noise)),
-        *(x, h - g, num_noise, None, False, correction, antithetic, None, generator),
+        *(x, (h - g).view(x.shape[:-1]), num_noise, None, False, correction, antithetic, None, generator),
     ).energy
 
 
@@ -223,13 +224,13 @@ def bootstrapped_estimate(
     The teacher is differentiated for ``form="target"`` and ``"mixture"``.
 
     >>> exact = lambda y, variance: 0.5 * y.square().sum(-1) / (1 + variance) + (1 + variance).log()
-    >>> bootstrapped_estimate(exact, torch.ones(1, 2), 3.0, 1.0, 10).score
-    tensor([[-0.2500, -0.2500]])
+    >>> torch.allclose(bootstrapped_estimate(exact, torch.ones(1, 2), 3.0, 1.0, 1000).score, torch.tensor(-0.25), atol=1e-4)
+    True
     """
     h, g = _check_teacher(x, variance, teacher_variance)
     return _estimate(
         lambda rows: _Teacher(teacher, g[rows].repeat_interleave(num_noise)),
-        *(x, h - g, num_noise, form, True, correction, antithetic, None, generator),
+        *(x, (h - g).view(x.shape[:-1]), num_noise, form, True, correction, antithetic, None, generator),
     )
 
 
@@ -274,7 +275,7 @@ def _estimate(
             )
         )
     fields = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return DenoisingEstimate(*(f.reshape(*x.shape[:-1], *f.shape[1:]) if len(f) == len(flat) else f for f in fields))
+    return DenoisingEstimate(*(f.reshape(x.shape[:-1] + f.shape[1:]) if len(f) == len(flat) else f for f in fields))
 
 
 def _block(
@@ -313,14 +314,14 @@ def _block(
         estimate += jackknife_shift(grouped(weights, antithetic))
     if form is None:
         return DenoisingEstimate(estimate, nothing, nothing, nothing, nothing, nothing)
-    force = nothing if gradient is None else _usable(gradient.view(len(x), num_noise, -1), weights).neg_()
+    forces = nothing if gradient is None else _usable(gradient.view(len(x), num_noise, -1), weights)
     if not details:
         if drawn.noise is None:
-            score = weighted_mean(weights, force)
+            score = weighted_mean(weights, forces).neg_()
         else:
             score = weighted_mean(weights, drawn.noise).div_(h.sqrt().unsqueeze(-1))
         return DenoisingEstimate(estimate, score, nothing, nothing, nothing, nothing)
-    mixed = mixed_score(weights, force, cast(Tensor, drawn.noise), h.sqrt(), form=form, pairs=antithetic)
+    mixed = mixed_score(weights, forces, cast(Tensor, drawn.noise), h.sqrt(), form=form, pairs=antithetic)
     return _with_details(estimate, mixed, weights, antithetic)
 
 
@@ -370,8 +371,8 @@ def _check_teacher(x: Tensor, variance: float | Tensor, teacher_variance: float 
     above = int((g > h).sum())
     if above:
         raise ShapeError(
-            f"teacher_variance must not be above variance, but it is for {above} of {len(h)} states: the teacher belongs "
-            "to less noise than its student"
+            f"teacher_variance must not be above variance, but it is for {above} of {len(h)} states: the teacher "
+            "belongs to less noise than its student"
         )
     return h, g
 

@@ -33,7 +33,8 @@ class DenoisingProposal(Protocol):
 class BufferProposal:
     r"""Draws points near :math:`x` from a buffer of earlier draws of the target, and others from the noise.
 
-    A kernel density :math:`\hat\pi(y) = \sum_j \omega_j N(y; x_j, \kappa I)` of the buffer has under noise the posterior
+    A kernel density :math:`\hat\pi(y) = \sum_j \omega_j N(y; x_j, \kappa I)` of the buffer has under noise the
+    posterior
 
     .. math::
 
@@ -48,8 +49,8 @@ class BufferProposal:
 
         \frac{q(y)}{N(y; x, h)} = a + (1 - a) \frac1J \sum_j \frac{N(y; x_{c_j}, \kappa)}{N(x; x_{c_j}, \kappa + h)} ,
 
-    which, given the centres, is exact: :math:`e^{-E_K}` stays unbiased, whatever the buffer holds. No weight is more than
-    :math:`1/a` times what it is without the buffer, so that modes which the buffer lacks are still met.
+    which, given the centres, is exact: :math:`e^{-E_K}` stays unbiased, whatever the buffer holds. No weight is
+    more than :math:`1/a` times what it is without the buffer, so that modes which the buffer lacks are still met.
 
     :param points: the buffer, ``(M, dim)``.
     :param log_weights: of its points, ``(M)``, not normalised; equal if not given.
@@ -83,21 +84,21 @@ class BufferProposal:
             raise ShapeError(f"points must be finite and of shape (M, dim), M > 0, got {tuple(points.shape)}")
         if log_weights is not None and (log_weights.shape != points.shape[:1] or not _usable(log_weights)):
             raise ShapeError(
-                f"log_weights must have the shape ({len(points)},) of the buffer, not all -inf, no NaN and no +inf; got "
-                f"{tuple(log_weights.shape)}"
+                f"log_weights must have the shape ({len(points)},) of the buffer, not all -inf, no NaN and no +inf; "
+                f"got {tuple(log_weights.shape)}"
             )
         if not 0.0 < noise_share <= 1.0 or num_centres < 1:
             raise ShapeError(
-                f"noise_share must be in (0, 1] and num_centres at least 1, got {noise_share} and {num_centres}; without "
-                "a share of noise, modes that the buffer lacks would be lost"
+                f"noise_share must be in (0, 1] and num_centres at least 1, got {noise_share} and {num_centres}; "
+                "without a share of noise, modes that the buffer lacks would be lost"
             )
         self.points = points.detach()
         self.log_weights = points.new_zeros(len(points)) if log_weights is None else log_weights.detach().to(points)
         self.bandwidth = _bandwidth(self.points) if bandwidth is None else float(bandwidth)
         if not 0.0 < self.bandwidth < math.inf:
             raise ShapeError(
-                f"the bandwidth must be positive and finite, got {self.bandwidth}; where points of the buffer stand many "
-                "times, pass bandwidth=..., about the variance within a mode"
+                f"the bandwidth must be positive and finite, got {self.bandwidth}; where points of the buffer stand "
+                "many times, pass bandwidth=..., about the variance within a mode"
             )
         self.noise_share = noise_share
         self.num_centres = num_centres
@@ -117,9 +118,7 @@ class BufferProposal:
         points, log_ratio = zip(*parts, strict=True)
         return torch.cat(points), torch.cat(log_ratio)
 
-    def _draw(
-        self, x: Tensor, h: Tensor, num_noise: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def _draw(self, x: Tensor, h: Tensor, num_noise: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         from_noise = min(num_noise, max(1, round(self.noise_share * num_noise)))
         from_buffer = num_noise - from_noise
         z = torch.randn(*x.shape[:1], num_noise, x.shape[1], generator=generator, dtype=x.dtype, device=x.device)

@@ -18,7 +18,8 @@ LOWEST = -40.0
 def normalised_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""Weights :math:`\bar w_i = w_i / \sum_j w_j` and :math:`\log \frac1K \sum_i w_i` of ``(batch, K)``.
 
-    Weights below :math:`e^{-39}` of the largest count as zero. Where all are zero the logarithm is :math:`-\infty` and the weights stay zero.
+    Weights below :math:`e^{-39}` of the largest count as zero. Where all are zero the logarithm is :math:`-\infty` and
+    the weights stay zero.
 
     >>> weights, log_mean = normalised_weights(torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [-torch.inf, -torch.inf]]))
     >>> weights
@@ -46,16 +47,20 @@ def grouped(values: Tensor, pairs: bool) -> Tensor:
 
 
 def log_mean_variance(weights: Tensor) -> Tensor:
-    r"""Variance of :math:`\log \frac1G \sum_g w_g` by the delta method, from normalised weights ``(batch, G)``:
+    r"""The jackknife's variance of :math:`\log \frac1G \sum_g w_g`, from normalised weights ``(batch, G)``:
 
-    .. math:: \frac{G}{G - 1} \sum_g \left( \bar w_g - \tfrac1G \right)^2
+    .. math:: \frac{G - 1}{G} \sum_g (\ell_g - \bar \ell)^2, \qquad \ell_g = \log(1 - \bar w_g)
 
-    which is :math:`\hat v / (\hat m^2 G)`; infinite for one group, about which nothing is known.
+    It tends to :math:`\hat v / (\hat m^2 G)`; where one weight outweighs all others, it says more than this, which
+    cannot exceed one. Infinite for one group, about which nothing is known.
+
+    >>> log_mean_variance(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]))
+    tensor([  0.0000, 142.9577])
     """
     number = weights.shape[-1]
     if number == 1:
         return torch.full_like(weights[:, 0], torch.inf)
-    return (weights - 1.0 / number).square_().sum(-1).mul_(number / (number - 1))
+    return _left_out(weights).log_().var(-1).mul_((number - 1) ** 2 / number)
 
 
 def jackknife_shift(weights: Tensor) -> Tensor:
@@ -71,12 +76,16 @@ def jackknife_shift(weights: Tensor) -> Tensor:
     number = weights.shape[-1]
     if number == 1:
         return torch.zeros_like(weights[:, 0])
-    others = (1.0 - weights).clamp_min_(torch.finfo(weights.dtype).eps)
-    return others.mul_(number / (number - 1)).log_().sum(-1).mul_((number - 1) / number)
+    return _left_out(weights).mul_(number / (number - 1)).log_().sum(-1).mul_((number - 1) / number)
+
+
+def _left_out(weights: Tensor) -> Tensor:
+    """Sums of all other weights, kept above the number format's epsilon."""
+    return (1.0 - weights).clamp_min_(torch.finfo(weights.dtype).eps)
 
 
 class MixedScore(NamedTuple):
-    r"""A score :math:`(1 - \lambda) A + \lambda B`, the :math:`\lambda` of each state, and the trace of its variance."""
+    r"""A score :math:`(1 - \lambda) A + \lambda B`, each state's :math:`\lambda`, and the trace of its variance."""
 
     score: Tensor
     mixing: Tensor
@@ -84,59 +93,69 @@ class MixedScore(NamedTuple):
 
 
 def mixed_score(
-    weights: Tensor, force: Tensor, noise: Tensor, scale: Tensor, *, form: str, pairs: bool = False
+    weights: Tensor, gradient: Tensor, noise: Tensor, scale: Tensor, *, form: str, pairs: bool = False
 ) -> MixedScore:
     r"""The target-score form, the Tweedie form, or their mixture of least estimated variance.
 
     Both forms are ratios of means with the same weights, of :math:`a_i = -\nabla u(y_i)` and of
-    :math:`b_i = (y_i - x) / h = z_i / \sqrt h`. By the delta method a ratio
-    :math:`\hat c = \sum \bar w_i c_i` has the variance :math:`\sum \bar w_i^2 |c_i - \hat c|^2` (trace). For
-    :math:`c = (1 - \lambda) a + \lambda b` the residuals are linear in :math:`\lambda`: with
-    :math:`\alpha_i = \bar w_i (a_i - \hat a)`, :math:`\beta_i` alike, and :math:`\delta = \alpha - \beta`,
+    :math:`b_i = (y_i - x) / h = z_i / \sqrt h`. Without point :math:`i` a ratio :math:`\hat c = \sum \bar w_i c_i`
+    changes by :math:`-\bar w_i (c_i - \hat c) / (1 - \bar w_i)`; the sum of the squares of these changes is the
+    jackknife's estimate of its variance (trace), up to :math:`(K - 1) / K`. The changes are linear in :math:`c`. With
+    :math:`\alpha_i = \bar w_i (a_i - \hat a) / (1 - \bar w_i)`, :math:`\beta_i` alike, and
+    :math:`\delta = \alpha - \beta`, the combination :math:`c = (1 - \lambda) a + \lambda b` has
 
     .. math::
 
-        V(\lambda) = \sum_i |\alpha_i - \lambda \delta_i|^2, \qquad
-        \lambda^* = \frac{\sum_i \alpha_i \cdot \delta_i}{\sum_i |\delta_i|^2}
+        V(\lambda) = \frac{K - 1}{K} \sum_i |\alpha_i - \lambda \delta_i|^2, \qquad
+        \lambda^* = \frac{\sum_i \alpha_i \cdot \delta_i}{\sum_i |\delta_i|^2} .
 
-    kept within [0, 1]. It is the regression of :math:`A` on the control variate :math:`A - B`, whose expectation is
+    This is the regression of the target form on a control variate, the difference of the forms, whose expectation is
     zero up to the bias of ratios. For an isotropic Gaussian target of variance :math:`s^2` the residuals are
-    proportional, :math:`\lambda^* = h / (s^2 + h)`, and the score is exact for every :math:`K \ge 2`.
+    proportional and :math:`\lambda^* = h / (s^2 + h)` leaves no variance.
+
+    Where two or three points carry all weight, their forces may agree by chance, and residuals say that a wild force is
+    certain. So both sums have one term more, a pseudo-observation of score zero with the average weight,
+    :math:`\hat a \cdot (\hat a - \hat b) / n^2` and :math:`|\hat a - \hat b|^2 / n^2` with
+    :math:`n = 1 / \sum \bar w_i^2`; it changes scores by :math:`O(n^{-2})`. Then :math:`\lambda` is kept within [0, 1].
     Everything is multiplied by :math:`\sqrt h`, so nothing is divided by small numbers. Antithetic pairs are summed
     first, because it is pairs that are independent.
 
     :param weights: normalised, ``(batch, K)``.
-    :param force: :math:`-\nabla u(y)`, ``(batch, K, dim)``; for ``form="tweedie"`` it is not read.
+    :param gradient: :math:`\nabla u(y)`, ``(batch, K, dim)``; for ``form="tweedie"`` it is not read.
     :param noise: :math:`z`, ``(batch, K, dim)``.
     :param scale: :math:`\sqrt h`, ``(batch)``.
     """
-    number = weights.shape[1] // (2 if pairs else 1)
-    inflation = number / (number - 1) if number > 1 else torch.inf
+    units = grouped(weights, pairs)
+    factor = (units.shape[1] - 1) / units.shape[1]
     inverse = torch.where(scale > 0.0, scale.reciprocal(), 0.0)
-    each = weights.unsqueeze(-1)
+    each, others = weights.unsqueeze(-1), _left_out(units).unsqueeze(-1)
 
     def residual(values: Tensor) -> tuple[Tensor, Tensor]:
         mean = weighted_mean(weights, values)
-        return mean, grouped((values - mean.unsqueeze(1)).mul_(each), pairs)
-
-    def dot(first: Tensor, second: Tensor) -> Tensor:
-        return (first * second).sum((1, 2))
+        return mean, grouped((values - mean.unsqueeze(1)).mul_(each), pairs).div_(others)
 
     if form == "tweedie":
         mean, beta = residual(noise)
-        variance = _inflated(dot(beta, beta), inflation).mul_(inverse.square())
+        variance = _scaled(_square(beta), factor).mul_(inverse.square())
         return MixedScore(mean.mul_(inverse.unsqueeze(-1)), torch.ones_like(scale), variance)
-    score, alpha = residual(force)
+    mean, alpha = residual(gradient)
+    score = mean.neg_()
     if form == "target":
-        return MixedScore(score, torch.zeros_like(scale), _inflated(dot(alpha, alpha), inflation))
-    tweedie, beta = residual(noise)
-    alpha.mul_(scale[:, None, None])
+        return MixedScore(score, torch.zeros_like(scale), _scaled(_square(alpha), factor))
+    mean, beta = residual(noise)
+    alpha.mul_(-scale[:, None, None])
     delta = alpha - beta
-    own, cross, square = dot(alpha, alpha), dot(alpha, delta), dot(delta, delta)
-    mixing = torch.where(square > 0.0, cross / square, 0.0).clamp_(0.0, 1.0)
+    own, cross, square = _square(alpha), _dot(alpha, delta), _square(delta)
+    scaled = score * scale.unsqueeze(-1)
+    difference = scaled - mean
+    once = units.square().sum(-1).square_()
+    mixing = (cross + once * (scaled * difference).sum(-1)) / (square + once * difference.square().sum(-1))
+    mixing = mixing.nan_to_num_(0.0).clamp_(0.0, 1.0)
     least = (own - mixing * (2.0 * cross - mixing * square)).clamp_min_(0.0)
-    score = score + (mixing.unsqueeze(-1) * (tweedie * inverse.unsqueeze(-1) - score))
-    return MixedScore(score, mixing, _inflated(least, inflation).mul_(inverse.square()))
+    score = score - mixing.unsqueeze(-1) * difference * inverse.unsqueeze(-1)
+    # Without noise there is nothing to average.
+    variance = torch.where(scale > 0.0, _scaled(least, factor).mul_(inverse.square()), 0.0)
+    return MixedScore(score, mixing, variance)
 
 
 def weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
@@ -144,5 +163,14 @@ def weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(weights.unsqueeze(1), values).squeeze(1)
 
 
-def _inflated(square: Tensor, inflation: float) -> Tensor:
-    return torch.full_like(square, torch.inf) if inflation == torch.inf else square.mul_(inflation)
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return (first * second).sum((1, 2))
+
+
+def _square(values: Tensor) -> Tensor:
+    return _dot(values, values)
+
+
+def _scaled(square: Tensor, factor: float) -> Tensor:
+    """Infinite for a single independent point, which tells nothing of its variance."""
+    return square.mul_(factor) if factor > 0.0 else torch.full_like(square, torch.inf)
