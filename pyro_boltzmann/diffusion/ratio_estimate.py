@@ -55,7 +55,7 @@ def log_mean_variance(weights: Tensor) -> Tensor:
     cannot exceed one. Infinite for one group, about which nothing is known.
 
     >>> log_mean_variance(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]))
-    tensor([  0.0000, 142.9577])
+    tensor([  0.0000, 142.9648])
     """
     number = weights.shape[-1]
     if number == 1:
