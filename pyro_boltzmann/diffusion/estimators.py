@@ -331,8 +331,8 @@ def _with_details(estimate: Tensor, mixed: MixedScore, weights: Tensor, antithet
     dead = square == 0.0
     ess = torch.where(dead, 0.0, 1.0 / (weights.shape[-1] * square))
     variances = (log_mean_variance(grouped(weights, antithetic)), mixed.variance)
-    unknown = (torch.where(dead, torch.inf, each) for each in variances)
-    return DenoisingEstimate(estimate, mixed.score, ess, *unknown, mixed.mixing)
+    energy_variance, score_variance = (torch.where(dead, torch.inf, each) for each in variances)
+    return DenoisingEstimate(estimate, mixed.score, ess, energy_variance, score_variance, mixed.mixing)
 
 
 def _usable(gradient: Tensor, weights: Tensor) -> Tensor:

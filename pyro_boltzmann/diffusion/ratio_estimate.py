@@ -60,7 +60,8 @@ def log_mean_variance(weights: Tensor) -> Tensor:
     number = weights.shape[-1]
     if number == 1:
         return torch.full_like(weights[:, 0], torch.inf)
-    return _left_out(weights).log_().var(-1).mul_((number - 1) ** 2 / number)
+    each = _left_out(weights).log_()
+    return (each - each.mean(-1, keepdim=True)).square_().sum(-1).mul_((number - 1) / number)
 
 
 def jackknife_shift(weights: Tensor) -> Tensor:
