@@ -31,7 +31,7 @@ def normalised_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """
     top = log_weights.amax(-1, keepdim=True)
     weights = (log_weights - top.clamp_min(torch.finfo(top.dtype).min)).clamp_min_(LOWEST).exp_()
-    torch.nn.functional.threshold_(weights, 2.0 * math.exp(LOWEST), 0.0)
+    torch.nn.functional.threshold(weights, 2.0 * math.exp(LOWEST), 0.0, inplace=True)
     total = weights.sum(-1, keepdim=True)
     log_mean = (top + (total / log_weights.shape[-1]).log()).squeeze(-1)
     # The largest weight is one, so a total below one means that all are zero.

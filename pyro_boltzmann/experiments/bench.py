@@ -268,7 +268,8 @@ def _published_scores(energy: Energy, x: Tensor, num_noise: int) -> Tensor:
         points = x.unsqueeze(1).repeat(1, num_noise, 1)
         log_weights = -energy((points + torch.randn_like(points)).flatten(0, 1)).view(len(x), num_noise)
         estimate = log_weights.logsumexp(1) - math.log(num_noise)
-        return torch.autograd.grad(estimate.sum(), x)[0]
+        (score,) = torch.autograd.grad(estimate.sum(), x)
+    return score
 
 
 def _published_mixture(x: Tensor) -> Tensor:
