@@ -1,5 +1,13 @@
-"""Diffusion samplers: noise schedules, energy and score networks."""
+"""Diffusion samplers: noise schedules, networks, estimators of noised energies and scores, the reverse process."""
 
+from pyro_boltzmann.diffusion.estimators import (
+    DenoisingEstimate,
+    bootstrapped_energy,
+    bootstrapped_estimate,
+    denoising_estimate,
+    noised_energy,
+    noised_score,
+)
 from pyro_boltzmann.diffusion.networks import (
     EnergyMLP,
     EquivariantNetwork,
@@ -13,6 +21,7 @@ from pyro_boltzmann.diffusion.networks import (
     ScoreMLP,
 )
 from pyro_boltzmann.diffusion.noised import NoisedEnergy
+from pyro_boltzmann.diffusion.proposals import BufferProposal, DenoisingProposal
 from pyro_boltzmann.diffusion.reverse import DiffusionField, ReverseDiffusion, reverse_diffusion
 from pyro_boltzmann.diffusion.schedules import (
     CosineSchedule,
@@ -25,7 +34,10 @@ from pyro_boltzmann.diffusion.schedules import (
 )
 
 __all__ = [
+    "BufferProposal",
     "CosineSchedule",
+    "DenoisingEstimate",
+    "DenoisingProposal",
     "DiffusionField",
     "EnergyMLP",
     "EquivariantNetwork",
@@ -44,6 +56,11 @@ __all__ = [
     "RadialFeatures",
     "ReverseDiffusion",
     "ScoreMLP",
+    "bootstrapped_energy",
+    "bootstrapped_estimate",
+    "denoising_estimate",
     "noise_schedule",
+    "noised_energy",
+    "noised_score",
     "reverse_diffusion",
 ]

@@ -38,7 +38,8 @@ class TargetScoreMatching(PathObjective):
 
     is estimated as training goes, in bins of :math:`\log h`. A wrong score in place of s does not bias it, because
     :math:`E[B - A \mid x] = 0`. For a Gaussian of variance :math:`c^2` it is :math:`c^2 / (c^2 + h)` and no
-    variance is left. The gradients at :math:`x_0` are computed once, so an update costs no energy beyond what the field itself asks for.
+    variance is left.
+    The gradients at :math:`x_0` are computed once, so an update costs no energy beyond what the field itself asks for.
     The factor h makes the loss the Kullback-Leibler divergence between the laws of the exact and the learned reverse
     process per unit of :math:`\log h`, which is drawn evenly (stratified).
 
