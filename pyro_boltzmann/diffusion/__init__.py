@@ -20,7 +20,7 @@ from pyro_boltzmann.diffusion.networks import (
     RadialFeatures,
     ScoreMLP,
 )
-from pyro_boltzmann.diffusion.noised import NoisedEnergy
+from pyro_boltzmann.diffusion.noised import EstimatedEnergy, NoisedEnergy
 from pyro_boltzmann.diffusion.proposals import BufferProposal, DenoisingProposal
 from pyro_boltzmann.diffusion.reverse import DiffusionField, ReverseDiffusion, reverse_diffusion
 from pyro_boltzmann.diffusion.schedules import (
@@ -41,6 +41,7 @@ __all__ = [
     "DiffusionField",
     "EnergyMLP",
     "EquivariantNetwork",
+    "EstimatedEnergy",
     "FourierFeatures",
     "GeometricSchedule",
     "InvariantNetwork",

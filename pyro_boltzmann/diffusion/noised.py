@@ -1,4 +1,4 @@
-"""The learned density of the noised target at one noise level, as an energy."""
+"""The density of the noised target at one noise level, learned or estimated, as an energy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from typing import Protocol
 
 from torch import Tensor
 
+from pyro_boltzmann.diffusion.estimators import noised_energy
 from pyro_boltzmann.diffusion.reverse import ReverseDiffusion
+from pyro_boltzmann.energies.evaluation import Energy
+from pyro_boltzmann.energies.held import HeldEnergy
 
-__all__ = ["NoisedEnergy"]
+__all__ = ["EstimatedEnergy", "NoisedEnergy"]
 
 
 class _EnergyModel(Protocol):
     def energy(self, x: Tensor, variance: float | Tensor) -> Tensor: ...
+
+    def energy_and_score(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def _level(known: float | ReverseDiffusion) -> float:
+    return float(known.variances[-1]) if isinstance(known, ReverseDiffusion) else float(known)
 
 
 class NoisedEnergy:
@@ -42,8 +51,51 @@ class NoisedEnergy:
     @property
     def variance(self) -> float:
         """h."""
-        known = self._variance
-        return float(known.variances[-1]) if isinstance(known, ReverseDiffusion) else float(known)
+        return _level(self._variance)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.model.energy(x, self.variance)
+
+    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in one pass."""
+        energy, score = self.model.energy_and_score(x, self.variance)
+        return energy, -score
+
+
+class EstimatedEnergy:
+    r"""The estimate :math:`E_K(x, h) = -\log rac1K \sum_k e^{-u(x + \sqrt h\, z_k)}` with fresh noise at each call: a
+    density by which paths may be resampled without having learned one.
+
+    It is random, and :math:`e^{-E_K}` is positive and unbiased for the noised density. A
+    :class:`~pyro_boltzmann.stochastic.ResamplingPoint` draws it once for each path that arrives and pays with the same
+    number, so Z stays unbiased for any K: pseudo-marginal sequential Monte Carlo.
+
+    :param energy: :math:`u`, whose evaluations are counted.
+    :param variance: h, as for :class:`NoisedEnergy`.
+    :param num_noise: K.
+
+    Source: Andrieu and Roberts 2009 (pseudo-marginal methods); the estimate is that of Akhound-Sadegh et al., arXiv
+    2402.06121, equation 7.
+
+    >>> import torch
+    >>> EstimatedEnergy(lambda x: 0.5 * x.square().sum(-1), 0.5, 16)(torch.zeros(3, 2)).shape
+    torch.Size([3])
+    """
+
+    is_reference = True
+    copies_with_path = True
+
+    def __init__(self, energy: Energy | HeldEnergy, variance: float | ReverseDiffusion, num_noise: int = 64) -> None:
+        if num_noise < 1:
+            raise ValueError(f"num_noise must be positive, got {num_noise}")
+        self._energy = energy if isinstance(energy, HeldEnergy) else HeldEnergy(energy)
+        self._variance = variance
+        self.num_noise = num_noise
+
+    @property
+    def variance(self) -> float:
+        """h."""
+        return _level(self._variance)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return noised_energy(self._energy.energy, x, self.variance, self.num_noise)

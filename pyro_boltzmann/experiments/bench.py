@@ -275,7 +275,9 @@ def _published_scores(energy: Energy, x: Tensor, num_noise: int) -> Tensor:
 def _published_mixture(x: Tensor) -> Tensor:
     means = torch.as_tensor(catalogue["gmm40"].constants["means"]).to(x)
     components = Independent(Normal(means, STD), 1)
-    return -MixtureSameFamily(Categorical(torch.ones(len(means))), components, validate_args=False).log_prob(x)
+    mixture = MixtureSameFamily(Categorical(torch.ones(len(means))), components, validate_args=False)
+    energy: Tensor = -mixture.log_prob(x)
+    return energy
 
 
 def _published_pairs(x: Tensor) -> Tensor:

@@ -19,11 +19,13 @@ from pyro_boltzmann.diffusion.networks import (
     PreconditionedScore,
     ScoreMLP,
 )
-from pyro_boltzmann.diffusion.noised import NoisedEnergy
+from pyro_boltzmann.diffusion.noised import EstimatedEnergy, NoisedEnergy
 from pyro_boltzmann.diffusion.reverse import ReverseDiffusion
 from pyro_boltzmann.diffusion.schedules import GeometricSchedule, NoiseSchedule
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.guides.auto_stochastic_flow import AutoStochasticFlow
+from pyro_boltzmann.stochastic.leapfrog import LeapfrogTransform
+from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted
 from pyro_boltzmann.stochastic.resampling_point import ResamplingPoint
 
 __all__ = ["AutoDiffusion", "Frame"]
@@ -63,8 +65,12 @@ class AutoDiffusion(AutoStochasticFlow):
     :param num_steps: steps of the reverse process.
     :param kind: ``"score"`` costs one gradient of the target a step; ``"energy"`` also a backward pass through the
         network, and knows the density between the steps, so that paths can be resampled there.
-    :param num_segments: with ``kind="energy"``, how many stretches the path is cut into, between which
-        :func:`~pyro_boltzmann.importance_sample` may resample.
+    :param num_segments: how many stretches the path is cut into, between which
+        :func:`~pyro_boltzmann.importance_sample` may resample: by the learned density for ``kind="energy"``, otherwise
+        by an estimate with ``num_noise`` points (:class:`~pyro_boltzmann.diffusion.EstimatedEnergy`).
+    :param num_noise: K of that estimate.
+    :param num_moves: with ``kind="energy"``, trajectories of Hamiltonian Monte Carlo on the learned density at each
+        cut: the learned energies are then the annealing path of sequential Monte Carlo.
     :param use_target: whether the target's own gradient is part of the score at small noise.
     :param latent_dim: as for :class:`AutoStochasticFlow`, like ``dtype`` and ``init_loc_fn``.
     :raises ValueError: for settings that contradict each other.
@@ -88,6 +94,8 @@ class AutoDiffusion(AutoStochasticFlow):
         num_steps: int = 200,
         kind: str = "score",
         num_segments: int = 1,
+        num_noise: int = 64,
+        num_moves: int = 0,
         use_target: bool = True,
         max_force: float | None = 1e3,
         latent_dim: int | None = None,
@@ -98,13 +106,15 @@ class AutoDiffusion(AutoStochasticFlow):
             raise ValueError(f'kind must be "score" or "energy", got {kind!r}')
         if not 1 <= num_segments <= num_steps:
             raise ValueError(f"num_segments must lie between 1 and num_steps={num_steps}, got {num_segments}")
-        if num_segments > 1 and kind != "energy":
-            raise ValueError('a path is cut where its density is known: num_segments > 1 needs kind="energy"')
+        if num_moves < 0 or (num_moves and kind != "energy"):
+            raise ValueError(f'num_moves={num_moves} on the learned density need kind="energy", got {kind!r}')
         if kind == "energy" and not use_target:
             raise ValueError(
                 'kind="energy" is built around the target\'s own energy; use_target=False needs kind="score"'
             )
-        self._plan = _Plan(network, schedule, num_steps, kind, num_segments, use_target, max_force)
+        self._plan = _Plan(
+            network, schedule, num_steps, kind, num_segments, num_noise, num_moves, use_target, max_force
+        )
         super().__init__(model, self._init_blocks, latent_dim=latent_dim, dtype=dtype, init_loc_fn=init_loc_fn)
 
     def _init_blocks(self, energy: Energy, dim: int) -> Iterable[Any]:
@@ -125,9 +135,21 @@ class AutoDiffusion(AutoStochasticFlow):
         for low, high in _segments(plan):
             stretch = ReverseDiffusion(field, dim, levels[low : high + 1])
             blocks.append(stretch)
-            if high < plan.num_steps and isinstance(field, PreconditionedEnergy):
-                blocks.append(ResamplingPoint(NoisedEnergy(field, stretch), dim))
+            if high < plan.num_steps:
+                blocks.append(self._cut(field, stretch, energy, dim))
         return blocks
+
+    def _cut(self, field: nn.Module, stretch: ReverseDiffusion, target: Energy, dim: int) -> Any:
+        """What stands between two stretches: a place to resample, or moves."""
+        plan = self._plan
+        if not isinstance(field, PreconditionedEnergy):
+            return ResamplingPoint(EstimatedEnergy(target, stretch, plan.num_noise), dim)
+        noised = NoisedEnergy(field, stretch)
+        if not plan.num_moves:
+            return ResamplingPoint(noised, dim)
+        return MetropolisAdjusted(
+            LeapfrogTransform(noised, dim, num_steps=3, num_trajectories=plan.num_moves), noised, adapt=True
+        )
 
     def _build(self, latent_dim: int) -> None:
         super()._build(latent_dim)
@@ -148,6 +170,12 @@ class AutoDiffusion(AutoStochasticFlow):
         path = self._built_path
         assert path is not None, "call initialize() with the model's arguments first"
         return [block for block in path.stochastic_blocks if isinstance(block, ReverseDiffusion)]
+
+    @property
+    def _moves(self) -> list[MetropolisAdjusted]:
+        path = self._built_path
+        assert path is not None
+        return [block for block in path.stochastic_blocks if isinstance(block, MetropolisAdjusted)]
 
     @property
     def variances(self) -> Tensor:
@@ -195,6 +223,9 @@ class AutoDiffusion(AutoStochasticFlow):
         levels = schedule.variances(plan.num_steps)
         for block, (low, high) in zip(self._reverse_blocks, _segments(plan), strict=True):
             block.set_variances(levels[low : high + 1])
+        for moves, (_, high) in zip(self._moves, _segments(plan)[:-1], strict=self._plan.num_moves > 0):
+            size = 0.5 * math.sqrt(width**2 + float(levels[high])) / len(frame.center) ** 0.25
+            cast(Tensor, moves.proposal.log_step_size).fill_(math.log(size))
         with torch.no_grad():
             self.base_loc.copy_(frame.center)
             self.base_scale.copy_((frame.scale.square() + float(levels[0])).sqrt())
@@ -211,11 +242,14 @@ class _Plan:
         num_steps: int,
         kind: str,
         num_segments: int,
+        num_noise: int,
+        num_moves: int,
         use_target: bool,
         max_force: float | None,
     ) -> None:
         self.network, self.schedule, self.num_steps, self.kind = network, schedule, num_steps, kind
-        self.num_segments, self.use_target, self.max_force = num_segments, use_target, max_force
+        self.num_segments, self.num_noise, self.num_moves = num_segments, num_noise, num_moves
+        self.use_target, self.max_force = use_target, max_force
 
 
 def _segments(plan: _Plan) -> list[tuple[int, int]]:

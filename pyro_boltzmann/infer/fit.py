@@ -212,7 +212,7 @@ def _show(bar: tqdm[Any], result: FitResult) -> None:
     state = {"elbo": f"{elbo:.3f}", "ess": f"{ess:.2f}"}
     if math.isnan(elbo):  # the objective draws no paths
         state = {"loss": f"{result.history['loss'][-1]:.4f}"}
-    bar.set_postfix(**state, evals=f"{result.spent:.1e}", refresh=False)
+    bar.set_postfix({**state, "evals": f"{result.spent:.1e}"}, refresh=False)
 
 
 def _save(run: TrainingRun, file: Path | None) -> None:

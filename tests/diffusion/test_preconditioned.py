@@ -78,14 +78,15 @@ def test_between_it_is_the_formula(x):
     sigma, wide = h.sqrt(), h + 1.3**2
     torch.testing.assert_close(amplitude, sigma / (sigma + 0.4) * 1.3 / wide.sqrt())
     gaussian = (x - 0.2).square().sum(-1) / (2 * wide) + (2 * math.pi * wide).log() - model.log_z
-    expected = gate * wells(x) + (1 - gate) * gaussian + amplitude * model.network(x, h)
+    inputs = ((x - 0.2) / 1.3, h / 1.3**2)  # the network sees units of the target's spread
+    expected = gate * wells(x) + (1 - gate) * gaussian + amplitude * model.network(*inputs)
     torch.testing.assert_close(model.energy(x, h), expected.float(), rtol=1e-5, atol=1e-5)
     assert model(x, h).equal(model.energy(x, h))
     model = score_model(max_force=None)
     gate = model.gate(h)[:, None]
     _, gradient = energy_and_gradient(wells, x)
     expected = -gate * gradient - (1 - gate) * (x - 0.2) / wide[:, None]
-    expected += (amplitude / (h + 0.16).sqrt())[:, None] * model.network(x, h)
+    expected += (amplitude / (h + 0.16).sqrt())[:, None] * model.network(*inputs)
     torch.testing.assert_close(model(x, h), expected.float(), rtol=1e-5, atol=1e-5)
 
 
@@ -128,7 +129,9 @@ def test_no_graph_without_gradients_and_one_with(x):
         assert not score.requires_grad
         assert all(p.grad is None for p in model.parameters()) and x.grad is None
         gradients = torch.autograd.grad(
-            model.score(x, 0.05).square().sum(), list(model.parameters()), allow_unused=True
+            sum(part.square().sum() for part in model.score_and_spread(x, 0.05)),
+            list(model.parameters()),
+            allow_unused=True,
         )
         for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
             # A score does not know the constants of an energy.
@@ -136,6 +139,8 @@ def test_no_graph_without_gradients_and_one_with(x):
             assert constant or gradient.count_nonzero() > 0, name
     energy = energy_model()
     for name, p in energy.named_parameters():
+        if name.startswith("spread_of_noise"):
+            continue  # no part of the energy
         (gradient,) = torch.autograd.grad(energy.energy(x, 0.05).square().sum(), p)
         assert gradient.count_nonzero() > 0, name
 
@@ -255,9 +260,9 @@ def test_without_a_target(x):
         score = model.score(x, 0.0)
     assert count.values == count.gradients == 0
     assert model.gate(torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.0]
-    expected = -(x - 0.2) / 1.3**2 + model.network(x, 0.0) / 0.4
+    expected = -(x - 0.2) / 1.3**2 + model.network((x - 0.2) / 1.3, 0.0) / 0.4
     torch.testing.assert_close(score, expected)
-    assert "gate" not in "".join(model.state_dict())
+    assert not any(name.startswith(("gate_rate", "gate_embedding")) for name in model.state_dict())
 
 
 def test_scalars_of_the_network_come_through(x):
@@ -265,7 +270,7 @@ def test_scalars_of_the_network_come_through(x):
     network = EquivariantNetwork(4, 2, 16, num_scalars=1)
     model = at_random(PreconditionedScore(network, None, 6, gate_scale=0.3, data_scale=2.0))
     score, scalars = model.score_and_scalars(z, 0.2)
-    assert score.equal(model.score(z, 0.2)) and scalars.equal(network(z, 0.2)[1])
+    assert score.equal(model.score(z, 0.2)) and scalars.equal(network(z / 2.0, 0.2 / 4.0)[1])
     assert score_model().score_and_scalars(x, 0.2)[1] is None
 
 

@@ -55,7 +55,8 @@ class _Preconditioner(nn.Module):
         self.register_buffer("center", middle.expand(dim).clone())
         self.register_buffer("data_scale", torch.tensor(float(data_scale)))
         self.register_buffer("gate_scale", torch.tensor(float(gate_scale)))
-        self.spread_of_noise = _LogSpread()
+        # A network with scalars gives the spread itself.
+        self.spread_of_noise = None if getattr(network, "num_scalars", 0) else _LogSpread()
         if self.target is not None:
             self.gate_embedding = NoiseEmbedding(16, smallest_sigma=smallest_sigma)
             self.gate_rate = nn.Linear(16, 1)
@@ -110,6 +111,7 @@ class _Preconditioner(nn.Module):
 
     def _spread(self, scalars: Tensor | None, at: _Coefficients, shape: torch.Size) -> Tensor:
         if scalars is None:
+            assert self.spread_of_noise is not None
             scalars = self.spread_of_noise(at.variance.reshape(-1)).exp()
             scalars = scalars.reshape(1 if len(scalars) == 1 else (*shape[:-1], 1))
         base = self.data_scale.square() / at.wide
