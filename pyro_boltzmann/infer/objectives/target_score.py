@@ -165,8 +165,8 @@ class TargetScoreMatching(PathObjective):
             z, log_weights = draws.info["z"], draws.log_weights
         z = z.to(guide.base_loc)
         log_weights = torch.zeros(len(z), dtype=torch.float64) if log_weights is None else log_weights.double().cpu()
-        _, gradient = energy_and_gradient(guide.energy, z)
-        usable = z.isfinite().all(-1) & gradient.isfinite().all(-1)
+        energy, gradient = energy_and_gradient(guide.energy, z)
+        usable = energy.isfinite() & z.isfinite().all(-1) & gradient.isfinite().all(-1)
         if not bool((usable.cpu() & log_weights.isfinite()).any()):
             raise EnergyError(
                 "none of the draws to learn from has a finite energy gradient and a positive weight: check the energy"
