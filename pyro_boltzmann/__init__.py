@@ -4,7 +4,7 @@ Write an energy, choose a sampler, train it, and get draws with exact weights: l
 size, Pareto k-hat and the number of energy evaluations, as ArviZ data.
 """
 
-from pyro_boltzmann import diagnostics, energies, guides, infer, stochastic, transforms
+from pyro_boltzmann import diagnostics, diffusion, energies, guides, infer, stochastic, transforms
 from pyro_boltzmann.diagnostics import WeightedSamples, to_arviz
 from pyro_boltzmann.energies import (
     AnnealedEnergy,
@@ -18,7 +18,7 @@ from pyro_boltzmann.energies import (
     count_evaluations,
 )
 from pyro_boltzmann.energies.catalogue import catalogue
-from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoStochasticFlow
+from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoDiffusion, AutoStochasticFlow
 from pyro_boltzmann.infer import (
     Alpha2,
     FitResult,
@@ -27,6 +27,7 @@ from pyro_boltzmann.infer import (
     Phase,
     Proposal,
     ReverseKL,
+    TargetScoreMatching,
     TrajectoryBalance,
     fit,
     importance_sample,
@@ -41,6 +42,7 @@ __all__ = [
     "AmortizedStochasticFlow",
     "AnnealedEnergy",
     "AnnealingLadder",
+    "AutoDiffusion",
     "AutoStochasticFlow",
     "Boltzmann",
     "BoltzmannModel",
@@ -53,12 +55,14 @@ __all__ = [
     "Phase",
     "Proposal",
     "ReverseKL",
+    "TargetScoreMatching",
     "TemperedEnergy",
     "TrajectoryBalance",
     "WeightedSamples",
     "catalogue",
     "count_evaluations",
     "diagnostics",
+    "diffusion",
     "energies",
     "fit",
     "guides",

@@ -24,6 +24,7 @@ EXPERIMENTS: dict[str, str] = {
     "vae-digits": "pyro_boltzmann.experiments.vae_digits",
     "posterior-catalogue": "pyro_boltzmann.experiments.posterior_catalogue",
     "snf-images": "pyro_boltzmann.experiments.snf_images",
+    "denoising-estimators": "pyro_boltzmann.experiments.denoising_estimators",
 }
 """Names of experiments and the modules that hold them."""
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from pyro_boltzmann.diagnostics.atomic import write_atomically
+from pyro_boltzmann.diffusion import noised_score
 from pyro_boltzmann.energies import energy_and_gradient
-from pyro_boltzmann.energies.catalogue import catalogue
+from pyro_boltzmann.energies.catalogue import ParticleTarget, catalogue
+from pyro_boltzmann.energies.catalogue.gmm40 import STD
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample, smc
 from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, RandomWalkTransform
@@ -32,6 +37,7 @@ NUM_STEPS = 80
 REPEATS = 15
 SCALE, STEP_SIZE = 0.25, 0.01
 ANNEALED, ANNEALED_DIM = 1000, 10
+DENOISING_REPEATS = 7
 TARGET = catalogue["double_well"]
 
 Energy = Callable[[Tensor], Tensor]
@@ -51,6 +57,7 @@ def main() -> None:
     lines += _table("Metropolis random walk", _metropolis, _bare_values, _noise_metropolis, _published_metropolis, 0.6)
     lines += _table("overdamped Langevin", _langevin, _bare_forces, _noise_langevin, _published_langevin, 0.5)
     lines += _annealing_overhead()
+    lines += _denoising_scores()
     text = "\n".join(lines)
     print(text)
     if page is not None:
@@ -106,12 +113,12 @@ def _ratio(ours: list[float], theirs: list[float], asked: float | None) -> str:
     return f"{text}  asked: at most {asked:g}, {'met' if max(least, median) <= asked else 'short'}"
 
 
-def _measure(rows: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def _measure(rows: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in rows}
     with torch.no_grad():
         for call in rows.values():
             call()
-        for _ in range(REPEATS):  # interleaved, so that a change of the machine's pace hits all rows alike
+        for _ in range(repeats):  # interleaved, so that a change of the machine's pace hits all rows alike
             for name, call in rows.items():
                 start = time.process_time()
                 call()
@@ -180,6 +187,30 @@ def _millisecond_energy() -> Energy:
     return make(max(1, round(shallow + (1e-3 - first) * (deep - shallow) / (last - first))))
 
 
+def _denoising_scores() -> list[str]:
+    """Scores a second of the target-score form, beside a loop that differentiates all points at once."""
+    lines = ["noised scores a second, target-score form, batch 512"]
+    cases = (("gmm40", 500, 2000, _published_mixture), ("dw4", 1000, 3500, _published_pairs))
+    for name, num_noise, asked, published in cases:
+        target = catalogue[name]
+        x = 2.0 * torch.randn(512, target.dim) if name == "dw4" else target.sample(512)
+        inputs = target.to_particles(x).flatten(1) if isinstance(target, ParticleTarget) else x
+        times = _measure(
+            {
+                "ours": partial(noised_score, target, x, 1.0, num_noise, form="target"),
+                "published loop": partial(_published_scores, published, inputs, num_noise),
+            },
+            repeats=DENOISING_REPEATS,
+        )
+        rates = {key: (512 / min(row), 512 / statistics.median(row)) for key, row in times.items()}
+        for key, (best, middle) in rates.items():
+            lines.append(f"  {f'{name}, K = {num_noise}, {key}':<42} {best:7.0f}  ({middle:.0f})")
+        met = "met" if min(rates["ours"]) >= asked else "short"
+        lines[-2] += f"  asked: at least {asked:,}, {met}"
+        lines.append(f"  {'ratio of times':<42} {_ratio(times['ours'], times['published loop'], None)}")
+    return [*lines, ""]
+
+
 # Ours ------------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +262,32 @@ def _noise_langevin() -> None:
 # bgflow is on no package index. Where it is not installed, these loops repeat, step by step, the operations of its two
 # blocks as read in its repository: one energy a Metropolis step with an arithmetic accept, two forces a Langevin step
 # with a graph for second derivatives. With bgflow installed its own blocks are timed instead.
+
+
+def _published_scores(energy: Energy, x: Tensor, num_noise: int) -> Tensor:
+    """The gradient of the logarithm of the mean, through all points at once."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        points = x.unsqueeze(1).repeat(1, num_noise, 1)
+        log_weights = -energy((points + torch.randn_like(points)).flatten(0, 1)).view(len(x), num_noise)
+        estimate = log_weights.logsumexp(1) - math.log(num_noise)
+        (score,) = torch.autograd.grad(estimate.sum(), x)
+    return score
+
+
+def _published_mixture(x: Tensor) -> Tensor:
+    means = torch.as_tensor(catalogue["gmm40"].constants["means"]).to(x)
+    components = Independent(Normal(means, STD), 1)
+    mixture = MixtureSameFamily(Categorical(torch.ones(len(means))), components, validate_args=False)
+    energy: Tensor = -mixture.log_prob(x)
+    return energy
+
+
+def _published_pairs(x: Tensor) -> Tensor:
+    particles = x.view(-1, 4, 2)
+    first, second = torch.triu_indices(4, 4, offset=1)
+    t = (particles[:, first] - particles[:, second]).square().sum(-1).sqrt() - 4.0
+    return (0.9 * t**4 - 4.0 * t**2).sum(-1)
 
 
 def _published_double_well(x: Tensor) -> Tensor:

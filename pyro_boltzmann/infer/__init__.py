@@ -9,6 +9,7 @@ from pyro_boltzmann.infer.objectives import (
     LogVariance,
     PrioritizedBuffer,
     ReverseKL,
+    TargetScoreMatching,
     TrajectoryBalance,
 )
 from pyro_boltzmann.infer.tempering import Proposal, parallel_tempering, smc
@@ -22,6 +23,7 @@ __all__ = [
     "PrioritizedBuffer",
     "Proposal",
     "ReverseKL",
+    "TargetScoreMatching",
     "TrajectoryBalance",
     "fit",
     "importance_sample",

@@ -209,7 +209,10 @@ def _train(
 def _show(bar: tqdm[Any], result: FitResult) -> None:
     elbo, ess = result.history["elbo"][-1], result.history["ess"][-1]
     # The bar draws itself when it is due; a refresh at each row would cost more than many an update.
-    bar.set_postfix(elbo=f"{elbo:.3f}", ess=f"{ess:.2f}", evals=f"{result.spent:.1e}", refresh=False)
+    state = {"elbo": f"{elbo:.3f}", "ess": f"{ess:.2f}"}
+    if math.isnan(elbo):  # the objective draws no paths
+        state = {"loss": f"{result.history['loss'][-1]:.4f}"}
+    bar.set_postfix({**state, "evals": f"{result.spent:.1e}"}, refresh=False)
 
 
 def _save(run: TrainingRun, file: Path | None) -> None:

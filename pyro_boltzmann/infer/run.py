@@ -209,7 +209,7 @@ class TrainingRun:
             elbo, ess = _elbo_and_ess(paths)
         elif is_elbo:
             elbo = -loss
-        elif isinstance(self.guide, AutoStochasticFlow) and not isinstance(self.own, ForwardKL):
+        elif isinstance(self.guide, AutoStochasticFlow) and (self.own is None or self.own.looks_forward):
             elbo, ess = self._look_forward(self.guide)
         evaluations, seconds = result.spent, result.seconds
         result.record(step=result.steps, elbo=elbo, ess=ess, evaluations=evaluations, seconds=seconds, **row)

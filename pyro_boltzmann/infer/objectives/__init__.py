@@ -8,6 +8,7 @@ from pyro_boltzmann.infer.objectives.path_objective import PathObjective
 from pyro_boltzmann.infer.objectives.plates import learn_plates
 from pyro_boltzmann.infer.objectives.prioritized_buffer import PrioritizedBuffer
 from pyro_boltzmann.infer.objectives.reverse_kl import ReverseKL
+from pyro_boltzmann.infer.objectives.target_score import TargetScoreMatching
 from pyro_boltzmann.infer.objectives.trajectory_balance import TrajectoryBalance
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PathObjective",
     "PrioritizedBuffer",
     "ReverseKL",
+    "TargetScoreMatching",
     "TrajectoryBalance",
     "learn_plates",
     "named_objective",

@@ -36,6 +36,8 @@ class ForwardKL(PathObjective):
     1.837877...
     """
 
+    looks_forward = False
+
     def __init__(
         self,
         data: Tensor,

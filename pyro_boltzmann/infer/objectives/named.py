@@ -9,11 +9,12 @@ from torch import Tensor
 from pyro_boltzmann.infer.objectives.alpha2 import Alpha2
 from pyro_boltzmann.infer.objectives.log_variance import LogVariance
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
+from pyro_boltzmann.infer.objectives.target_score import TargetScoreMatching
 from pyro_boltzmann.infer.objectives.trajectory_balance import TrajectoryBalance
 
 __all__ = ["OBJECTIVE_NAMES", "named_objective"]
 
-OBJECTIVE_NAMES = ("reverse_kl", "forward_kl", "log_variance", "trajectory_balance", "alpha_2")
+OBJECTIVE_NAMES = ("reverse_kl", "forward_kl", "log_variance", "trajectory_balance", "alpha_2", "target_score")
 """What :func:`~pyro_boltzmann.fit` takes as ``objective``."""
 
 
@@ -34,4 +35,8 @@ def named_objective(
         if data is not None:
             raise ValueError("alpha_2 anneals its own draws and has no use for data; leave data out")
         return Alpha2(num_particles)
+    if name == "target_score":
+        if weight_power != 1:
+            raise ValueError("target_score learns the target itself; weight_power has no use there, leave it out")
+        return TargetScoreMatching(num_particles, data=data, log_weights=log_weights)
     return None

@@ -32,6 +32,9 @@ class PathObjective(ELBO):
     draws_from_guide: bool = False
     """Whether ``last_paths`` follow the law of the guide, so that their weights give the ELBO."""
 
+    looks_forward: bool = True
+    """Whether :func:`~pyro_boltzmann.fit` draws paths for the rows of its history where an evaluation drew none."""
+
     def __init__(self, num_particles: int = 256) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles must be positive, got {num_particles}")

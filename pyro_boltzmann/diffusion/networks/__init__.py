@@ -1,0 +1,20 @@
+"""Networks of a state and a noise level, and how they are preconditioned so that their ends are right."""
+
+from pyro_boltzmann.diffusion.networks.embedding import FourierFeatures, NoiseEmbedding
+from pyro_boltzmann.diffusion.networks.equivariant import EquivariantNetwork, InvariantNetwork
+from pyro_boltzmann.diffusion.networks.mlp import EnergyMLP, ScoreMLP
+from pyro_boltzmann.diffusion.networks.pairs import ParticlePairs, RadialFeatures
+from pyro_boltzmann.diffusion.networks.preconditioned import PreconditionedEnergy, PreconditionedScore
+
+__all__ = [
+    "EnergyMLP",
+    "EquivariantNetwork",
+    "FourierFeatures",
+    "InvariantNetwork",
+    "NoiseEmbedding",
+    "ParticlePairs",
+    "PreconditionedEnergy",
+    "PreconditionedScore",
+    "RadialFeatures",
+    "ScoreMLP",
+]

@@ -1,0 +1,113 @@
+"""Embeddings of noise levels and of coordinates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_boltzmann.exceptions import ShapeError
+
+__all__ = ["FourierFeatures", "NoiseEmbedding", "variance_of_rows"]
+
+
+def variance_of_rows(variance: float | Tensor, x: Tensor) -> Tensor:
+    """The variance of each row of ``x`` flattened to ``(rows, dim)``: float64, of shape ``(1,)`` or ``(rows,)``.
+
+    One variance for all rows stays one number, so that what depends on it alone is computed once.
+
+    :param variance: a number, or a tensor that broadcasts to ``(*batch)``.
+    :param x: ``(*batch, dim)``.
+    :raises ShapeError: if the variance does not broadcast to the batch shape.
+
+    >>> x = torch.zeros(5, 3, 2)
+    >>> variance_of_rows(2.0, x).shape, variance_of_rows(torch.ones(5, 1), x).shape
+    (torch.Size([1]), torch.Size([15]))
+    """
+    h = torch.as_tensor(variance, dtype=torch.float64, device=x.device)
+    if h.numel() == 1:
+        return h.reshape(1)
+    batch = x.shape[:-1]
+    try:
+        return h.expand(batch).reshape(-1)
+    except RuntimeError:
+        raise ShapeError(
+            f"a variance of shape {tuple(h.shape)} does not broadcast to the batch shape {tuple(batch)} of x with "
+            f"shape {tuple(x.shape)}; pass one number, or one variance for each row"
+        ) from None
+
+
+class FourierFeatures(nn.Module):
+    r"""Sines and cosines of fixed frequencies, geometric from ``lowest`` to ``highest``:
+
+    .. math:: x \mapsto (\sin \omega_1 x, \dots, \sin \omega_K x, \cos \omega_1 x, \dots, \cos \omega_K x).
+
+    :param num_frequencies: :math:`K \ge 0`; none gives no features.
+    :param lowest: :math:`\omega_1`, in radians for each unit of x.
+    :param highest: :math:`\omega_K`.
+
+    Source: Vaswani et al., arXiv 1706.03762, section 3.5; Tancik et al., arXiv 2006.10739.
+
+    >>> FourierFeatures(4)(torch.zeros(7, 2)).shape  # each number becomes 2 K
+    torch.Size([7, 2, 8])
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_frequencies: int, lowest: float = 1.0, highest: float = 16.0) -> None:
+        super().__init__()
+        if num_frequencies < 0 or not 0.0 < lowest <= highest:
+            raise ValueError(
+                "Fourier features need num_frequencies >= 0 and 0 < lowest <= highest, got "
+                f"num_frequencies={num_frequencies}, lowest={lowest}, highest={highest}"
+            )
+        position = torch.linspace(0.0, 1.0, num_frequencies, dtype=torch.float64)
+        frequencies = lowest * (highest / lowest) ** position
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_dtype()))
+
+    @property
+    def num_features(self) -> int:
+        """Features of one number, :math:`2K`."""
+        return 2 * len(self.frequencies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(*shape, 2 K)`` of numbers ``(*shape)``."""
+        angles = x.unsqueeze(-1) * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], -1)
+
+    def extra_repr(self) -> str:
+        return f"num_frequencies={len(self.frequencies)}"
+
+
+class NoiseEmbedding(nn.Module):
+    r"""A vector for each noise level, from Fourier features of its logarithm
+
+    .. math:: \ell = \tfrac12 \log (h + \sigma_0^2),
+
+    which is finite at :math:`h = 0`. Equal ratios of noise are equally far apart, whatever the schedule.
+
+    :param out_features: the length of the vector.
+    :param smallest_sigma: :math:`\sigma_0`, below which noise levels are not told apart.
+    :param num_frequencies: the number of frequencies of :math:`\ell`.
+    :param finest: the highest frequency, in radians for each factor e of noise.
+
+    >>> embedding = NoiseEmbedding(16)
+    >>> embedding(torch.tensor([0.0, 1e-4, 1.0])).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(
+        self, out_features: int, *, smallest_sigma: float = 1e-4, num_frequencies: int = 12, finest: float = 8.0
+    ) -> None:
+        super().__init__()
+        if not smallest_sigma > 0.0:
+            raise ValueError(f"smallest_sigma must be positive, got {smallest_sigma}")
+        self.smallest_sigma = smallest_sigma
+        self.features = FourierFeatures(num_frequencies, lowest=min(0.25, finest), highest=finest)
+        self.linear = nn.Linear(1 + self.features.num_features, out_features)
+
+    def forward(self, variance: Tensor) -> Tensor:
+        """Vectors ``(*shape, out_features)`` of variances ``(*shape)``."""
+        log_sigma = 0.5 * (variance.to(torch.float64) + self.smallest_sigma**2).log()
+        log_sigma = log_sigma.to(self.linear.weight.dtype)
+        features = torch.cat([0.25 * log_sigma.unsqueeze(-1), self.features(log_sigma)], -1)
+        return nn.functional.silu(self.linear(features))

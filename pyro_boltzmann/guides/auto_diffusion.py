@@ -1,0 +1,268 @@
+"""A diffusion sampler as an automatic Pyro guide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+from pyro.infer.autoguide.initialization import init_to_feasible
+from torch import Tensor, nn
+
+from pyro_boltzmann.diffusion.networks import (
+    EnergyMLP,
+    EquivariantNetwork,
+    InvariantNetwork,
+    PreconditionedEnergy,
+    PreconditionedScore,
+    ScoreMLP,
+)
+from pyro_boltzmann.diffusion.noised import EstimatedEnergy, NoisedEnergy
+from pyro_boltzmann.diffusion.reverse import ReverseDiffusion
+from pyro_boltzmann.diffusion.schedules import GeometricSchedule, NoiseSchedule
+from pyro_boltzmann.energies.evaluation import Energy
+from pyro_boltzmann.guides.auto_stochastic_flow import AutoStochasticFlow
+from pyro_boltzmann.stochastic.leapfrog import LeapfrogTransform
+from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted
+from pyro_boltzmann.stochastic.resampling_point import ResamplingPoint
+
+__all__ = ["AutoDiffusion", "Frame"]
+
+WIDEST = 4.0
+"""The prior's noise in standard deviations of the target, unless a schedule is given."""
+FINEST = 0.25
+"""The least noise in widths of a mode, unless a schedule is given."""
+NARROW, COARSE = 1.0, 2.0
+"""A schedule must reach this many standard deviations and go below this many widths of a mode."""
+
+
+class Frame(NamedTuple):
+    r"""Where a target lives: its mean and standard deviations, ``(dim,)`` each, and the width of its modes,
+    :math:`c = \sqrt{d / E|\nabla u|^2}`."""
+
+    center: Tensor
+    scale: Tensor
+    width: float
+
+
+class AutoDiffusion(AutoStochasticFlow):
+    r"""A guide whose latents come out of a reverse diffusion: Gaussian noise is carried to the target by
+    :class:`~pyro_boltzmann.diffusion.ReverseDiffusion` steps along a learned score of the noised target.
+
+    It is an :class:`AutoStochasticFlow` that builds its own blocks, so its weights are exact whether it was trained or
+    not, and all that takes such a guide takes this one. Train it with :func:`~pyro_boltzmann.fit` and one of the
+    objectives for diffusions, ``"target_score"`` first of all; those learn from the energy alone and place the guide's
+    :class:`Frame`. It can also be trained, or finished, by any other objective on paths.
+
+    :param model: a Pyro program with continuous latents, for example a :class:`~pyro_boltzmann.BoltzmannModel`.
+    :param network: the trained part, ``(x, variance)`` to a vector for ``kind="score"`` or a scalar for
+        ``kind="energy"``, optionally with positive scalars for the spread; a function of the dimension that builds one;
+        or ``None`` for a perceptron, or for particles (a target with ``num_particles``) a network that respects their
+        symmetries.
+    :param schedule: noise levels; by default geometric, in the range that the frame asks for.
+    :param num_steps: steps of the reverse process.
+    :param kind: ``"score"`` costs one gradient of the target a step; ``"energy"`` also a backward pass through the
+        network, and knows the density between the steps, so that paths can be resampled there.
+    :param num_segments: how many stretches the path is cut into, between which
+        :func:`~pyro_boltzmann.importance_sample` may resample: by the learned density for ``kind="energy"``, otherwise
+        by an estimate with ``num_noise`` points (:class:`~pyro_boltzmann.diffusion.EstimatedEnergy`).
+    :param num_noise: K of that estimate.
+    :param num_moves: with ``kind="energy"``, trajectories of Hamiltonian Monte Carlo on the learned density at each
+        cut: the learned energies are then the annealing path of sequential Monte Carlo.
+    :param use_target: whether the target's own gradient is part of the score at small noise.
+    :param latent_dim: as for :class:`AutoStochasticFlow`, like ``dtype`` and ``init_loc_fn``.
+    :raises ValueError: for settings that contradict each other.
+
+    Source: the weights are those of Wu, Koehler and Noe, arXiv 2002.06707, for the Euler-Maruyama steps of Song et al.,
+    arXiv 2011.13456; learned from energies since Akhound-Sadegh et al., arXiv 2402.06121.
+
+    >>> import pyro_boltzmann as pb
+    >>> model = pb.BoltzmannModel(lambda x: 0.5 * (x - 1).square().sum(-1), 2)
+    >>> guide = AutoDiffusion(model, num_steps=5)
+    >>> guide()["x"].shape
+    torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        network: nn.Module | Callable[[int], nn.Module] | None = None,
+        *,
+        schedule: NoiseSchedule | None = None,
+        num_steps: int = 200,
+        kind: str = "score",
+        num_segments: int = 1,
+        num_noise: int = 64,
+        num_moves: int = 0,
+        use_target: bool = True,
+        max_force: float | None = 1e3,
+        latent_dim: int | None = None,
+        dtype: torch.dtype | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
+    ) -> None:
+        if kind not in ("score", "energy"):
+            raise ValueError(f'kind must be "score" or "energy", got {kind!r}')
+        if not 1 <= num_segments <= num_steps:
+            raise ValueError(f"num_segments must lie between 1 and num_steps={num_steps}, got {num_segments}")
+        if num_moves < 0 or (num_moves and kind != "energy"):
+            raise ValueError(f'num_moves={num_moves} on the learned density need kind="energy", got {kind!r}')
+        if kind == "energy" and not use_target:
+            raise ValueError(
+                'kind="energy" is built around the target\'s own energy; use_target=False needs kind="score"'
+            )
+        self._plan = _Plan(
+            network, schedule, num_steps, kind, num_segments, num_noise, num_moves, use_target, max_force
+        )
+        super().__init__(model, self._init_blocks, latent_dim=latent_dim, dtype=dtype, init_loc_fn=init_loc_fn)
+
+    def _init_blocks(self, energy: Energy, dim: int) -> Iterable[Any]:
+        plan = self._plan
+        network = plan.network
+        if network is None:
+            network = _default_network(plan.kind, getattr(self._bound_energy.model, "energy", None), dim)
+        elif not isinstance(network, nn.Module):
+            network = network(dim)
+        field: PreconditionedEnergy | PreconditionedScore
+        if plan.kind == "energy":
+            field = PreconditionedEnergy(network, energy, dim, gate_scale=1.0, data_scale=1.0)
+        else:
+            target = energy if plan.use_target else None
+            field = PreconditionedScore(network, target, dim, gate_scale=1.0, data_scale=1.0, max_force=plan.max_force)
+        levels = (plan.schedule or GeometricSchedule(FINEST, WIDEST)).variances(plan.num_steps)
+        blocks: list[Any] = []
+        for low, high in _segments(plan):
+            stretch = ReverseDiffusion(field, dim, levels[low : high + 1])
+            blocks.append(stretch)
+            if high < plan.num_steps:
+                blocks.append(self._cut(field, stretch, energy, dim))
+        return blocks
+
+    def _cut(self, field: nn.Module, stretch: ReverseDiffusion, target: Energy, dim: int) -> Any:
+        """What stands between two stretches: a place to resample, or moves."""
+        plan = self._plan
+        if not isinstance(field, PreconditionedEnergy):
+            return ResamplingPoint(EstimatedEnergy(target, stretch, plan.num_noise), dim)
+        noised = NoisedEnergy(field, stretch)
+        if not plan.num_moves:
+            return ResamplingPoint(noised, dim)
+        return MetropolisAdjusted(
+            LeapfrogTransform(noised, dim, num_steps=3, num_trajectories=plan.num_moves), noised, adapt=True
+        )
+
+    def _build(self, latent_dim: int) -> None:
+        super()._build(latent_dim)
+        self.place(Frame(torch.zeros(latent_dim), torch.ones(latent_dim), 1.0))
+
+    @property
+    def is_of_particles(self) -> bool:
+        """Whether the network knows the latents as particles, so that no direction may be singled out."""
+        return isinstance(self.field.network, EquivariantNetwork | InvariantNetwork)
+
+    @property
+    def field(self) -> PreconditionedEnergy | PreconditionedScore:
+        """The learned model of the noised target."""
+        return cast("PreconditionedEnergy | PreconditionedScore", self._reverse_blocks[0].field)
+
+    @property
+    def _reverse_blocks(self) -> list[ReverseDiffusion]:
+        path = self._built_path
+        assert path is not None, "call initialize() with the model's arguments first"
+        return [block for block in path.stochastic_blocks if isinstance(block, ReverseDiffusion)]
+
+    @property
+    def _moves(self) -> list[MetropolisAdjusted]:
+        path = self._built_path
+        assert path is not None
+        return [block for block in path.stochastic_blocks if isinstance(block, MetropolisAdjusted)]
+
+    @property
+    def variances(self) -> Tensor:
+        """The noise levels of the reverse process, ``(num_steps + 1,)``, falling to 0."""
+        parts = [block.variances.double() for block in self._reverse_blocks]
+        return torch.cat([*(part[:-1] for part in parts), parts[-1][-1:]])
+
+    def measure(self, z: Tensor, gradient: Tensor, log_weights: Tensor | None = None) -> Frame:
+        """The frame of weighted draws ``(n, latent_dim)`` with their energy gradients."""
+        n = len(z)
+        w = (torch.zeros(n) if log_weights is None else log_weights).to(z.device).double().softmax(0).unsqueeze(-1)
+        z, gradient = z.double(), gradient.double()
+        center = (w * z).sum(0)
+        if self.is_of_particles:
+            center = torch.zeros_like(center)
+        scale = (w * (z - center).square()).sum(0).sqrt()
+        if self.is_of_particles:
+            scale = scale.square().mean().sqrt().expand_as(scale)
+        width = (z.shape[-1] / (w * gradient.square()).sum()).sqrt()
+        return Frame(center, scale, float(width))
+
+    def place(self, frame: Frame, *, check: bool = False) -> None:
+        """Fit base, preconditioning and (unless it was given) schedule to where the target lives.
+
+        :param check: refuse a given schedule that does not fit.
+        :raises ValueError: if the given schedule does not reach from the width of a mode to beyond the target; the
+            message names a range that does.
+        """
+        widest, width = float(frame.scale.max()), float(frame.width)
+        if not (math.isfinite(widest) and widest > 0 and math.isfinite(width) and width > 0):
+            raise ValueError(
+                f"the target's extent and the width of its modes must be positive, got {widest} and {width}"
+            )
+        width = min(width, widest)
+        schedule, plan = self._plan.schedule, self._plan
+        fitting = (FINEST * width, WIDEST * widest)
+        if schedule is None:
+            schedule = GeometricSchedule(*fitting)
+        elif check and (schedule.sigma_max < NARROW * widest or schedule.sigma_min > COARSE * width):
+            raise ValueError(
+                f"the schedule's noise, sigma from {schedule.sigma_min:.3g} to {schedule.sigma_max:.3g}, does not fit "
+                f"the target, whose standard deviation is up to {widest:.3g}, with modes about {width:.3g} wide; "
+                f"sigma_min={fitting[0]:.3g}, sigma_max={fitting[1]:.3g} would, or leave the schedule out"
+            )
+        levels = schedule.variances(plan.num_steps)
+        for block, (low, high) in zip(self._reverse_blocks, _segments(plan), strict=True):
+            block.set_variances(levels[low : high + 1])
+        for moves, (_, high) in zip(self._moves, _segments(plan)[:-1], strict=self._plan.num_moves > 0):
+            size = 0.5 * math.sqrt(width**2 + float(levels[high])) / len(frame.center) ** 0.25
+            cast(Tensor, moves.proposal.log_step_size).fill_(math.log(size))
+        with torch.no_grad():
+            self.base_loc.copy_(frame.center)
+            self.base_scale.copy_((frame.scale.square() + float(levels[0])).sqrt())
+        self.field.place(frame.center, float(frame.scale.square().mean().sqrt()), width)
+
+
+class _Plan:
+    """What the constructor was told."""
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[[int], nn.Module] | None,
+        schedule: NoiseSchedule | None,
+        num_steps: int,
+        kind: str,
+        num_segments: int,
+        num_noise: int,
+        num_moves: int,
+        use_target: bool,
+        max_force: float | None,
+    ) -> None:
+        self.network, self.schedule, self.num_steps, self.kind = network, schedule, num_steps, kind
+        self.num_segments, self.num_noise, self.num_moves = num_segments, num_noise, num_moves
+        self.use_target, self.max_force = use_target, max_force
+
+
+def _segments(plan: _Plan) -> list[tuple[int, int]]:
+    """First and last level of each stretch."""
+    ends = [round(plan.num_steps * k / plan.num_segments) for k in range(plan.num_segments + 1)]
+    return list(pairwise(ends))
+
+
+def _default_network(kind: str, target: Any, dim: int) -> nn.Module:
+    particles, space = getattr(target, "num_particles", None), getattr(target, "spatial_dim", None)
+    if isinstance(particles, int) and isinstance(space, int) and (particles - 1) * space == dim:
+        if kind == "energy":
+            return InvariantNetwork(particles, space)
+        return EquivariantNetwork(particles, space, num_scalars=1)
+    mlp = EnergyMLP if kind == "energy" else ScoreMLP
+    return mlp(dim, num_scalars=dim, num_frequencies=12, finest=32.0)

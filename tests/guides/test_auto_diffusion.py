@@ -1,0 +1,171 @@
+"""Diffusion samplers as guides."""
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.importance import vectorized_importance_weights
+
+import pyro_boltzmann as pb
+from pyro_boltzmann.diffusion import GeometricSchedule, LinearSchedule
+from pyro_boltzmann.guides import Frame
+from pyro_boltzmann.stochastic import MetropolisAdjusted, ResamplingPoint
+
+LOG_Z = 0.5 * math.log(2 * math.pi * 0.25) + math.log(2.0)
+
+
+def line(x):
+    """Twice a normal law of scale 1/2 about 1, with ripples that average out over exact weights."""
+    return 2.0 * (x[..., 0] - 1.0).square() - math.log(2.0)
+
+
+def model_of(energy=line, dim=1):
+    return pb.BoltzmannModel(energy, dim)
+
+
+def test_an_untrained_sampler_knows_z_exactly():
+    model = model_of()
+    # Without the target in its score it draws from the normal law of its frame, by noisy steps.
+    guide = pb.AutoDiffusion(model, num_steps=5, use_target=False)
+    draws = pb.importance_sample(model, guide, num_samples=30_000, seed=0)
+    assert draws.khat < 0.5
+    w = (draws.log_weights - LOG_Z).exp()
+    assert abs(float(w.mean()) - 1.0) < 4.5 * float(w.std()) / math.sqrt(len(w))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "energy", "num_segments": 3},
+        {"kind": "score", "num_segments": 3, "num_noise": 2},
+        {"kind": "energy", "num_segments": 3, "num_moves": 1},
+        {"kind": "score", "use_target": False},
+    ],
+)
+def test_resampling_at_cuts_keeps_z_unbiased(settings):
+    """By a learned density, by a random estimate with two points (pseudo-marginal), and with moves in between: the mean
+    of Z over 150 populations of 60 paths, of a sampler that was not trained, within 4.5 standard errors."""
+    model = model_of()
+    torch.manual_seed(1)
+    guide = pb.AutoDiffusion(model, num_steps=5, **settings)
+    guide.place(Frame(torch.tensor([0.5]), torch.tensor([0.8]), 0.6))
+    draws = pb.importance_sample(
+        model, guide, num_samples=9000, num_chains=150, batch_size=60, resample_below=0.95, seed=2
+    )
+    z = (draws.log_weights - LOG_Z).exp().reshape(150, 60).mean(1)
+    assert abs(float(z.mean()) - 1.0) < 4.5 * float(z.std()) / math.sqrt(150)
+    if settings.get("num_segments"):
+        assert sum(draws.info["resampled"].values()) > 50
+        assert draws.num_independent < 9000
+
+
+def test_the_trace_weight_is_the_path_weight():
+    model = model_of()
+    guide = pb.AutoDiffusion(model, num_steps=3)
+    pyro.set_rng_seed(0)
+    log_weights, _, guide_trace = vectorized_importance_weights(
+        model, guide, num_samples=4000, max_plate_nesting=0, normalized=False
+    )
+    joint = guide_trace.nodes["_AutoDiffusion_latent"]["value"].reshape(4000, -1)
+    path = guide.get_transform()
+    start, ladj = path.inverse_and_ladj(joint)
+    z0, noise = start[:, :1], start[:, 1:]
+    base = dist.Normal(guide.base_loc, guide.base_scale).to_event(1)
+    log_q = base.log_prob(z0) + path.noise_log_prob(noise) + ladj - path.noise_log_prob(joint[:, 1:])
+    torch.testing.assert_close(log_weights, -line(joint[:, :1]) - log_q, rtol=1e-3, atol=1e-3)
+    assert Trace_ELBO().differentiable_loss(model, guide).requires_grad
+
+
+def test_a_guide_of_a_pyro_program_with_a_constraint():
+    def program(y):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    y = torch.tensor(3.0)
+    guide = pb.AutoDiffusion(program, num_steps=10, latent_dim=1)
+    objective = pb.TargetScoreMatching(128, num_draws=1000)
+    pb.fit(program, guide, y, objective=objective, num_steps=150, learning_rate=3e-3, seed=0, progress=False)
+    draws = pb.importance_sample(program, guide, y, num_samples=20_000, seed=0)
+    assert draws.reliable
+    # Gamma(2, 1) and Poisson: Z = 4! / (1! 3! 2^5), and the posterior is Gamma(5, 2).
+    w = draws.log_weights.exp()
+    assert abs(float(w.mean()) - 0.125) < 4.5 * float(w.std()) / math.sqrt(len(w))
+    mean, error = draws.expectation(lambda rate: rate)
+    assert abs(float(mean) - 2.5) < 4.5 * float(error)
+
+
+def test_a_schedule_far_from_the_target_is_refused_with_the_range_that_fits():
+    frame = Frame(torch.zeros(1), torch.full((1,), 20.0), 1.0)
+    model = model_of()
+    for schedule in (GeometricSchedule(0.01, 1.0), LinearSchedule(5.0, 100.0)):
+        guide = pb.AutoDiffusion(model, schedule=schedule, num_steps=5)
+        with pytest.raises(ValueError, match=r"sigma_min=0\.25, sigma_max=80"):
+            guide.place(frame, check=True)
+        guide.place(frame)  # allowed where nobody measured the target
+    with pytest.raises(ValueError, match="must be positive"):
+        guide.place(Frame(torch.zeros(1), torch.tensor([math.nan]), 1.0))
+
+
+def test_the_frame_is_that_of_the_weighted_draws():
+    guide = pb.AutoDiffusion(pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 2))
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(200_000, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 3.0]) + 2.0
+    target = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    log_w = (z[:, 0] - 2) ** 2 / 2 - (z[:, 0] - 2) ** 2 / (2 * 0.25) + (z[:, 1] - 2) ** 2 / 18 - (z[:, 1] - 2) ** 2 / 2
+    frame = guide.measure(z, (z - 2.0) / target**2, log_w)
+    assert frame.center.tolist() == pytest.approx([2.0, 2.0], abs=0.02)
+    assert frame.scale.tolist() == pytest.approx([0.5, 1.0], rel=0.02)
+    assert frame.width == pytest.approx(math.sqrt(2 / (4.0 + 1.0)), rel=0.02)
+
+
+def test_particles_have_no_preferred_direction():
+    target = pb.catalogue["dw4"]
+    guide = pb.AutoDiffusion(pb.BoltzmannModel(target.energy, target.dim), num_steps=3)
+    assert guide.is_of_particles
+    z = torch.randn(100, 6, generator=torch.Generator().manual_seed(0)) + 1.0
+    frame = guide.measure(z, z)
+    assert frame.center.abs().max() == 0 and frame.scale.unique().numel() == 1
+
+
+def test_levels_and_scales_travel_with_copies_and_states():
+    model = model_of()
+    guide = pb.AutoDiffusion(model, num_steps=6, kind="energy", num_segments=2)
+    frame = Frame(torch.tensor([1.0]), torch.tensor([3.0]), 0.2)
+    guide.place(frame)
+    fresh = pb.AutoDiffusion(model, num_steps=6, kind="energy", num_segments=2)
+    fresh.load_state_dict(guide.state_dict())
+    twin = copy.deepcopy(guide)
+    guide.place(Frame(torch.tensor([0.0]), torch.tensor([1.0]), 1.0))
+    for other in (fresh, twin):
+        cut = next(b for b in other.path.stochastic_blocks if isinstance(b, ResamplingPoint))
+        assert cut.energy.energy.variance == pytest.approx(float(other.variances[3]))
+        assert cut.energy.energy.model is other.field
+        assert float(other.variances[0]) == pytest.approx((4 * 3.0) ** 2 - (0.25 * 0.2) ** 2, rel=1e-5)
+        assert float(other.field.data_scale) == 3.0 and float(other.field.gate_scale) == pytest.approx(0.2)
+        assert float(other.base_loc) == 1.0
+    assert float(guide.field.data_scale) == 1.0
+
+
+def test_moves_stand_between_the_stretches_and_fit_the_noise():
+    guide = pb.AutoDiffusion(model_of(), num_steps=6, kind="energy", num_segments=3, num_moves=1)
+    moves = [b for b in guide.path.stochastic_blocks if isinstance(b, MetropolisAdjusted)]
+    sizes = [float(b.proposal.log_step_size.exp()) for b in moves]
+    assert len(moves) == 2 and sizes[0] > sizes[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "flow"}, "kind must be"),
+        ({"num_segments": 7, "num_steps": 5}, "num_segments must lie"),
+        ({"num_moves": 1}, "need kind"),
+        ({"num_moves": -1, "kind": "energy"}, "num_moves=-1"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(ValueError, match=message):
+        pb.AutoDiffusion(model_of(), **settings)
