@@ -14,7 +14,7 @@ from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.experiments.bendem_distances import floors
 from pyro_boltzmann.experiments.bendem_methods import methods_of, recipe
 from pyro_boltzmann.experiments.bendem_page import Results, write_results
-from pyro_boltzmann.experiments.bendem_plans import COMPARED_MINUTES, PLANS, Plan
+from pyro_boltzmann.experiments.bendem_plans import COMPARED_MINUTES, Plan, plan_for
 from pyro_boltzmann.experiments.bendem_references import References, keep_references
 from pyro_boltzmann.experiments.bendem_seed import SeedRun
 from pyro_boltzmann.experiments.finished_parts import FinishedParts
@@ -56,13 +56,13 @@ class DiffusionExperiment:
         :raises UnknownMethodError: for any other.
         """
         methods = methods_of(method)
-        plan = PLANS[self.target_name]
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        plan = plan_for(self.target_name, device)
         compared = len(methods) > 1
         full = COMPARED_MINUTES * plan.seeds * len(methods) if compared else plan.minutes
         share = min(1.0, (minutes or full) / full)
         sizes = _sizes(plan, share, num_samples)
         target = catalogue[self.target_name]
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for one in methods:  # A method that is missing must be known before time is spent.
             recipe(one, target, plan)
         limit = 60.0 * COMPARED_MINUTES if compared else plan.max_seconds

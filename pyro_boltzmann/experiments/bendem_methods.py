@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.infer.elbo import ELBO
 
 from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 from pyro_boltzmann.experiments.bendem_plans import Plan
 from pyro_boltzmann.guides import AutoDiffusion
 from pyro_boltzmann.infer import fit, objectives
+from pyro_boltzmann.infer.objectives import PathObjective
 
 __all__ = ["METHODS", "PUBLISHED", "Recipe", "UnknownMethodError", "methods_of", "recipe"]
 
@@ -25,7 +25,7 @@ METHODS = (*PUBLISHED, "best")
 
 ENDLESS = 10**7
 """Updates of a training that the clock ends."""
-FEWEST_DRAWS = 200
+FEWEST_DRAWS = 100
 
 
 class UnknownMethodError(PyroBoltzmannError, ValueError):
@@ -37,7 +37,7 @@ class Recipe:
     """Keyword arguments: ``guide`` of :class:`~pyro_boltzmann.AutoDiffusion`, ``fit`` of
     :func:`~pyro_boltzmann.fit`, and the objective."""
 
-    objective: str | ELBO
+    objective: PathObjective
     guide: dict[str, Any]
     fit: dict[str, Any]
 
@@ -77,7 +77,7 @@ def _best(target: Target, plan: Plan, share: float, device: torch.device | None)
         start = torch.distributions.Independent(torch.distributions.Normal(loc, plan.proposal), 1)
     objective = objectives.TargetScoreMatching(
         plan.batch,
-        num_draws=max(FEWEST_DRAWS, round(plan.draws * share)),
+        num_draws=max(min(FEWEST_DRAWS, plan.draws), round(plan.draws * share)),
         smc={"proposal": start, "max_moves": plan.max_moves},
     )
     training = {
@@ -102,11 +102,11 @@ def _published(method: str, target: Target, plan: Plan) -> Recipe:
     for function, chosen in ((AutoDiffusion, guide), (fit, training)):
         known = inspect.signature(function).parameters
         chosen |= {key: settings.pop(key) for key in list(settings) if key in known}
-    if not settings:
-        return Recipe(method, guide, training)
-    number = training.pop("num_particles")
-    kind = type(objectives.named_objective(method, number, None, None, 1.0))
-    return Recipe(kind(number, **settings), guide, training)
+    objective = objectives.named_objective(method, training.pop("num_particles"), None, None, 1.0)
+    assert objective is not None
+    if settings:
+        objective = type(objective)(objective.num_particles, **settings)
+    return Recipe(objective, guide, training)
 
 
 def _mapping(settings: Any) -> Mapping[str, Any]:

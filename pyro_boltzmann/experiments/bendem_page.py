@@ -15,7 +15,7 @@ from pyro_boltzmann.diagnostics import Metric, Truth, build_report, write_report
 from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.experiments.bendem_figures import draw_pictures
 from pyro_boltzmann.experiments.bendem_methods import PUBLISHED
-from pyro_boltzmann.experiments.bendem_plans import Plan
+from pyro_boltzmann.experiments.bendem_plans import ON_CPU, Plan
 from pyro_boltzmann.experiments.bendem_references import References
 from pyro_boltzmann.experiments.bendem_rows import from_plain, median_rows, worst_rows
 from pyro_boltzmann.experiments.results_page import write_results_page
@@ -196,6 +196,8 @@ def _total(runs: list[dict[str, Any]], what: str) -> dict[str, Any]:
 
 def _notes(results: Results) -> list[str]:
     notes = []
+    if results.device == "cpu" and results.target.name in ON_CPU:
+        notes.append("on the CPU this is a smoke test with a small network; the experiment is meant for a GPU")
     if results.share < 1.0:
         notes.append(f"a shortened run: {results.share:.1%} of the planned training, one seed")
     for method, runs in results.seeds.items():
@@ -225,8 +227,8 @@ def _introduction(results: Results) -> str:
             f"ones take N unweighted draws. Floors come from {plan.repeats} pairs of reference sets."
         )
     return (
-        f"{_WHAT[results.method == 'all']} {known}The reverse process has {plan.num_steps} steps, N = "
-        f"{results.num_samples:,} draws a seed, each with its exact path weight; a training may take "
+        f"{_WHAT[results.method == 'all']} {known}The reverse process has {plan.shortened_steps(results.share)} steps, "
+        f"N = {results.num_samples:,} draws a seed, each with its exact path weight; a training may take "
         f"{results.max_seconds:.0f} s on {'one thread' if results.device == 'cpu' else 'a GPU'}. {reference}{distances}"
         " `train_evaluations` (values and gradients) include the teacher's."
     )

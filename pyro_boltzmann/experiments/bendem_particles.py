@@ -15,6 +15,7 @@ __all__ = ["plot_configurations"]
 
 NEIGHBOURS = 1.25
 """Pairs closer than this many times the typical nearest distance are joined."""
+_PANEL = "#f3f6f8"
 
 
 def plot_configurations(particles: FloatArray, title: str = "Configurations") -> Figure:
@@ -26,14 +27,18 @@ def plot_configurations(particles: FloatArray, title: str = "Configurations") ->
     """
     turned = [_turned(x) for x in np.asarray(particles, dtype=np.float64)]
     figure, columns = new_figure(width=2.05 * len(turned), height=2.35, columns=len(turned))
-    reach = 1.12 * max(float(np.abs(x[:, :2]).max()) for x in turned)
+    reach = 1.2 * max(float(np.abs(x[:, :2]).max()) for x in turned)
     close = NEIGHBOURS * float(np.median([_pairs(x).min(1) for x in turned]))
     for axes, x in zip(columns, turned, strict=True):
         _draw(axes, x, close, reach)
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-reach, reach)
         axes.set_aspect("equal")
-        axes.axis("off")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_facecolor(_PANEL)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
     figure.suptitle(title, color=INK, fontsize=12, x=0.02, ha="left")
     return figure
 

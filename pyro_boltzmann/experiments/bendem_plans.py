@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import nn
 
 from pyro_boltzmann.diffusion import EnergyMLP, EquivariantNetwork, InvariantNetwork, ScoreMLP
 from pyro_boltzmann.energies.catalogue import Target
 
-__all__ = ["COMPARED_MINUTES", "PLANS", "Plan", "make_network"]
+__all__ = ["COMPARED_MINUTES", "ON_CPU", "PLANS", "Plan", "make_network", "plan_for"]
 
 COMPARED_MINUTES = 3.0
 """Training of each method where several are compared at equal time."""
@@ -55,6 +57,14 @@ class Plan:
     num_segments: int = 1
     replicates: int = 0
     replicate_samples: int = 10_000
+
+    def shortened_steps(self, share: float) -> int:
+        """Steps of the reverse process where only a share of the training is done, which many would be lost on.
+
+        >>> PLANS["gmm40"].shortened_steps(1.0), PLANS["gmm40"].shortened_steps(0.25)
+        (200, 100)
+        """
+        return max(20, round(self.num_steps * math.sqrt(share)))
 
 
 PLANS: dict[str, Plan] = {
@@ -131,6 +141,21 @@ PLANS: dict[str, Plan] = {
     ),
 }
 """By the target's name in the catalogue."""
+
+ON_CPU: dict[str, dict[str, Any]] = {
+    "lj55": {"width": 16, "depth": 2, "draws": 100, "max_moves": 2, "batch": 32, "num_samples": 200}
+}
+"""What a plan that is meant for a GPU becomes without one: a smoke test, no result."""
+
+
+def plan_for(name: str, device: torch.device) -> Plan:
+    """The plan of a target on a device.
+
+    >>> plan_for("lj55", torch.device("cpu")).width, plan_for("dw4", torch.device("cpu")).width
+    (16, 64)
+    """
+    plan = PLANS[name]
+    return plan if device.type != "cpu" else replace(plan, **ON_CPU.get(name, {}))
 
 
 def make_network(target: Target, plan: Plan, kind: str) -> nn.Module:

@@ -20,7 +20,7 @@ from pyro_boltzmann.experiments.run_metrics import ExactDraws, stream_seed
 __all__ = ["References", "keep_references"]
 
 SETS = ("first", "second")
-FEWEST_PARTICLES = 500
+FEWEST_PARTICLES = 300
 """Of a reference run: with fewer, sequential Monte Carlo may lose part of its target."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +63,7 @@ class SeedRun:
     @cached_property
     def trained(self) -> tuple[AutoDiffusion, FitResult]:
         """The guide and what its training cost, resumed from the checkpoint."""
-        settings = {"kind": "score", "num_steps": self.num_steps, **self.recipe.guide}
+        settings = {"kind": "score", "num_steps": self.plan.shortened_steps(self.share), **self.recipe.guide}
         kind = str(settings["kind"])
         settings["num_segments"] = min(settings.get("num_segments", 1), settings["num_steps"])
         settings.setdefault("network", lambda _: make_network(self.target, self.plan, kind))
@@ -83,12 +82,11 @@ class SeedRun:
             progress=self.progress,
             **self.recipe.fit,
         )
+        # Where the objective averages parameters, the average samples.
+        hand_over = getattr(self.recipe.objective, "hand_over", None)
+        if hand_over is not None:
+            hand_over(guide)
         return guide, result
-
-    @property
-    def num_steps(self) -> int:
-        """Of the reverse process: fewer where training is cut short, which they could not profit from."""
-        return max(20, round(self.plan.num_steps * math.sqrt(self.share)))
 
     def measure(self, references: References | None, size: int, save_to: Path | None) -> dict[str, Any]:
         """Train, draw and score: rows, costs and the errors of the score, in JSON.
@@ -152,4 +150,4 @@ class SeedRun:
             chosen = systematic(draws.log_weights.cpu(), draws.num_samples, generator)
             z = draws.info["z"]
             x0 = z[chosen.to(z.device)]
-        return score_errors(guide, self.target, x0, self.seed)
+        return score_errors(guide, self.target, x0, self.seed, num_states=min(len(x0), self.num_samples // 4))
