@@ -79,14 +79,14 @@ def _kinds(ws: WeightedSamples, z: Tensor, target: Target, references: Reference
     if not hasattr(target, "to_particles"):
         kinds["x_w2"] = _Kind(sample_w2, _array(first.z), _array(second.z), _array(z), min(repeats, TRANSPORTS))
         return kinds
-    sets = [_array(target.to_particles(x)) for x in (first.z, second.z, z)]
+    known, others, drawn = (_array(target.to_particles(x)) for x in (first.z, second.z, z))
     # One range for the value and for every floor.
-    bins = DistanceBins.spanning(sets[0][:size])
+    bins = DistanceBins.spanning(known[:size])
 
     def tv(x: Any, y: Any, log_weights: Any = None) -> float:
         return distance_tv(x, y, log_weights, bins=bins)
 
-    kinds["distance_tv"] = _Kind(tv, *sets, repeats)
+    kinds["distance_tv"] = _Kind(tv, known, others, drawn, repeats)
     return kinds
 
 
