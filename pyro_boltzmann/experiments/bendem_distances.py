@@ -28,8 +28,8 @@ __all__ = ["floors", "reference_distances"]
 
 TRANSPORTS = 3
 """Reference blocks that X-W2 is averaged over; each costs as much as a floor."""
-WIDEST = 5
-"""More draws than this many times the size of the floor are resampled before an exact transport."""
+LARGEST = 12_000_000
+"""Pairs in an exact transport; for more, the draws are resampled."""
 
 Distance = Callable[..., float]
 
@@ -98,7 +98,7 @@ def _weighted(ws: WeightedSamples, kind: _Kind, size: int) -> Metric:
     used, log_weights = torch.arange(number), ws.log_weights.cpu()[:number]
     if not bool(torch.isfinite(log_weights).any()):
         return Metric(None, reason="the draws taken all have zero weight")
-    if kind.distance is sample_w2 and number > WIDEST * size:
+    if kind.distance is sample_w2 and number * size > LARGEST:
         return _resampled(ws, kind, size)
     try:
         return _value(kind, used, log_weights, size)
