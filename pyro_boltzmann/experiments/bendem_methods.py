@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 from pyro_boltzmann.experiments.bendem_plans import Plan
 from pyro_boltzmann.guides import AutoDiffusion
-from pyro_boltzmann.infer import fit, objectives
+from pyro_boltzmann.guides.auto_diffusion import Frame
+from pyro_boltzmann.infer import objectives
 from pyro_boltzmann.infer.objectives import PathObjective
 
 __all__ = ["METHODS", "PUBLISHED", "Recipe", "UnknownMethodError", "methods_of", "recipe"]
@@ -23,6 +24,7 @@ PUBLISHED = ("idem", "endem", "bendem")
 METHODS = (*PUBLISHED, "best")
 """``"best"`` is :class:`~pyro_boltzmann.infer.objectives.TargetScoreMatching`."""
 
+SETTINGS = "pyro_boltzmann.experiments.denoising_settings"
 ENDLESS = 10**7
 """Updates of a training that the clock ends."""
 FEWEST_DRAWS = 100
@@ -35,11 +37,12 @@ class UnknownMethodError(PyroBoltzmannError, ValueError):
 @dataclass(frozen=True)
 class Recipe:
     """Keyword arguments: ``guide`` of :class:`~pyro_boltzmann.AutoDiffusion`, ``fit`` of
-    :func:`~pyro_boltzmann.fit`, and the objective."""
+    :func:`~pyro_boltzmann.fit`, the objective, and where the guide is placed before training."""
 
     objective: PathObjective
     guide: dict[str, Any]
     fit: dict[str, Any]
+    frame: Frame | None = None
 
 
 def methods_of(name: str) -> tuple[str, ...]:
@@ -66,7 +69,7 @@ def recipe(method: str, target: Target, plan: Plan, share: float = 1.0, device: 
     """
     if method == "best":
         return _best(target, plan, share, device)
-    return _published(method, target, plan)
+    return _published(method, target)
 
 
 def _best(target: Target, plan: Plan, share: float, device: torch.device | None) -> Recipe:
@@ -89,25 +92,22 @@ def _best(target: Target, plan: Plan, share: float, device: torch.device | None)
     return Recipe(objective, {"kind": plan.kind, "num_segments": plan.num_segments}, training)
 
 
-def _published(method: str, target: Target, plan: Plan) -> Recipe:
-    table = getattr(objectives, "published_settings", None)
-    if method not in objectives.OBJECTIVE_NAMES or table is None:
+def _published(method: str, target: Target) -> Recipe:
+    try:
+        table = importlib.import_module(SETTINGS)
+    except ModuleNotFoundError as error:
         raise UnknownMethodError(
-            f"this version has no objective {method!r} with published settings; its objectives are "
-            f"{', '.join(objectives.OBJECTIVE_NAMES)}; use --method best"
-        )
+            f"this version has no published settings of {method!r} ({error}); use --method best"
+        ) from error
+    try:
+        settings = dict(vars(table.published_settings(method, target.name)))
+    except ValueError as error:
+        raise UnknownMethodError(f"{error}; use --method best") from error
     guide: dict[str, Any] = {"kind": "score" if method == "idem" else "energy"}
-    training: dict[str, Any] = {"num_steps": ENDLESS, "num_particles": plan.batch}
-    settings = dict(_mapping(table(method, target.name)))
-    for function, chosen in ((AutoDiffusion, guide), (fit, training)):
-        known = inspect.signature(function).parameters
-        chosen |= {key: settings.pop(key) for key in list(settings) if key in known}
-    objective = objectives.named_objective(method, training.pop("num_particles"), None, None, 1.0)
-    assert objective is not None
-    if settings:
-        objective = type(objective)(objective.num_particles, **settings)
-    return Recipe(objective, guide, training)
-
-
-def _mapping(settings: Any) -> Mapping[str, Any]:
-    return settings if isinstance(settings, Mapping) else vars(settings)
+    training: dict[str, Any] = {"num_steps": ENDLESS}
+    objective, frame = settings.pop("objective"), settings.pop("frame", None)
+    # num_steps are those of the reverse process: the clock ends the training.
+    for key, value in settings.items():
+        chosen = guide if key in inspect.signature(AutoDiffusion).parameters else training
+        chosen[key] = value
+    return Recipe(objective, guide, training, frame)

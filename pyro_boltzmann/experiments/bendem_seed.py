@@ -71,6 +71,8 @@ class SeedRun:
         seed = stream_seed(self.seed, f"{self.target.name} {self.method}")
         with seeded(seed):
             guide.initialize()
+        if self.recipe.frame is not None:
+            guide.place(self.recipe.frame)
         guide.to(self.device)
         result = fit(
             self.model,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,14 +116,15 @@ def test_methods_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert methods_of("bendem") == ("bendem",) and set(methods_of("all")) == {*PUBLISHED, "best"}
     chosen = recipe("best", target, plan, share=0.5)
     assert chosen.fit["num_steps"] == plan.updates // 2 and chosen.guide["kind"] == plan.kind
-    monkeypatch.setattr(bendem_methods.objectives, "OBJECTIVE_NAMES", ("target_score",))
-    with pytest.raises(UnknownMethodError, match="no objective 'idem'"):
+    monkeypatch.setattr(bendem_methods, "SETTINGS", "pyro_boltzmann.experiments.no_such_settings")
+    with pytest.raises(UnknownMethodError, match="no published settings of 'idem'"):
         recipe("idem", target, plan)
-    monkeypatch.setattr(bendem_methods.objectives, "OBJECTIVE_NAMES", ("idem", "target_score"))
-    settings = {"learning_rate": 5e-4, "num_steps": 7, "num_draws": 300}
-    monkeypatch.setattr(bendem_methods.objectives, "published_settings", lambda *_: settings, raising=False)
-    named = bendem_methods.objectives.TargetScoreMatching
-    monkeypatch.setattr(bendem_methods.objectives, "named_objective", lambda _, number, *__: named(number))
+    module = types.ModuleType("test_bendem_settings")
+    settings = types.SimpleNamespace(objective=chosen.objective, num_steps=7, learning_rate=5e-4, frame=None)
+    module.published_settings = lambda *_: settings  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(bendem_methods, "SETTINGS", module.__name__)
     found = recipe("idem", target, plan)
-    assert found.fit["learning_rate"] == 5e-4 and found.objective.settings()["num_draws"] == 300
+    assert found.guide == {"kind": "score", "num_steps": 7} and found.fit["learning_rate"] == 5e-4
+    assert found.fit["num_steps"] == bendem_methods.ENDLESS and found.objective is chosen.objective
     assert bendem.GMM40.target_name == "gmm40"
