@@ -18,7 +18,7 @@ import torch
 from pyro_boltzmann.diagnostics import format_report
 from pyro_boltzmann.energies.catalogue import Target, catalogue
 from pyro_boltzmann.exceptions import PyroBoltzmannError
-from pyro_boltzmann.experiments import EXPERIMENTS, load_experiment
+from pyro_boltzmann.experiments import EXPERIMENTS, load_experiment, takes_method
 
 __all__ = ["main"]
 
@@ -52,6 +52,7 @@ REPRODUCE_EXAMPLES = """\
 examples:
   pyro-boltzmann reproduce --list
   pyro-boltzmann reproduce snf-double-well --seed 0 --out snf_double_well --minutes 10
+  pyro-boltzmann reproduce bendem-gmm40 --method all --seed 0 --out bendem_gmm40
 """
 REPORT_EXAMPLES = """\
 example:
@@ -199,8 +200,21 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     from pyro_boltzmann.experiments.run_folder import check_writable
 
     experiment = load_experiment(arguments.experiment)
+    options: dict[str, Any] = {
+        "seed": arguments.seed,
+        "minutes": arguments.minutes,
+        "num_samples": arguments.num_samples,
+    }
+    if arguments.method is not None:
+        if not takes_method(experiment):
+            able = ", ".join(name for name in EXPERIMENTS if takes_method(load_experiment(name)))
+            arguments.parser.error(
+                f"{arguments.experiment} has no methods to choose from; leave --method out (experiments with methods: "
+                f"{able})"
+            )
+        options["method"] = arguments.method
     out = check_writable(arguments.out)
-    report = experiment.run(seed=arguments.seed, out=out, minutes=arguments.minutes, num_samples=arguments.num_samples)
+    report = experiment.run(out=out, **options)
     _show(report, out)
 
 
@@ -264,6 +278,9 @@ def _parser() -> _Parser:
     reproduce = command("reproduce", _reproduce, "run a published experiment again", REPRODUCE_EXAMPLES)
     reproduce.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="a name that --list prints")
     reproduce.add_argument("--list", action="store_true", help="print the names of the experiments, one a line")
+    reproduce.add_argument(
+        "--method", metavar="NAME", help="bendem-*: idem, endem, bendem, best (default), or all, for a comparison"
+    )
     reproduce.add_argument("--num-samples", type=_positive_int, metavar="N", help="draws (default: as published)")
 
     for run in (sample, reproduce):

@@ -1,19 +1,20 @@
 """Published experiments, each a module that regenerates its table; imported only when asked for.
 
-Such a module has ``run(*, seed, out, minutes, num_samples=None) -> dict``, which writes its files into ``out``
-and returns the report.
+Such a module (or an object in it) has ``run(*, seed, out, minutes, num_samples=None) -> dict``, which writes its files
+into ``out`` and returns the report; where several methods are compared, ``run`` also takes ``method``.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 
-__all__ = ["EXPERIMENTS", "Experiment", "UnknownExperimentError", "load_experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "UnknownExperimentError", "load_experiment", "takes_method"]
 
 EXPERIMENTS: dict[str, str] = {
     "snf-double-well": "pyro_boltzmann.experiments.snf_double_well",
@@ -25,8 +26,13 @@ EXPERIMENTS: dict[str, str] = {
     "posterior-catalogue": "pyro_boltzmann.experiments.posterior_catalogue",
     "snf-images": "pyro_boltzmann.experiments.snf_images",
     "denoising-estimators": "pyro_boltzmann.experiments.denoising_estimators",
+    "bendem-gmm40": "pyro_boltzmann.experiments.bendem:GMM40",
+    "bendem-manywell32": "pyro_boltzmann.experiments.bendem:MANY_WELL32",
+    "bendem-dw4": "pyro_boltzmann.experiments.bendem:DW4",
+    "bendem-lj13": "pyro_boltzmann.experiments.bendem:LJ13",
+    "bendem-lj55": "pyro_boltzmann.experiments.bendem:LJ55",
 }
-"""Names of experiments and the modules that hold them."""
+"""Names of experiments and the modules that hold them, or ``module:object`` where a module holds several."""
 
 
 class UnknownExperimentError(PyroBoltzmannError, KeyError):
@@ -61,4 +67,15 @@ def load_experiment(name: str) -> Experiment:
         raise UnknownExperimentError(
             f"no experiment is named {name!r}{suggestion} known names: {', '.join(EXPERIMENTS)}"
         )
-    return cast(Experiment, importlib.import_module(EXPERIMENTS[name]))
+    module, _, attribute = EXPERIMENTS[name].partition(":")
+    found: Any = importlib.import_module(module)
+    return cast(Experiment, getattr(found, attribute) if attribute else found)
+
+
+def takes_method(experiment: Experiment) -> bool:
+    """Whether an experiment compares methods, one of which its ``run(method=...)`` can be asked for.
+
+    >>> takes_method(load_experiment("bendem-gmm40")), takes_method(load_experiment("denoising-estimators"))
+    (True, False)
+    """
+    return "method" in inspect.signature(experiment.run).parameters

@@ -22,7 +22,7 @@ def write_results_page(
     *,
     title: str,
     introduction: str,
-    columns: Sequence[str],
+    columns: Sequence[str] | Mapping[str, Sequence[str]],
     pictures: Mapping[str, str] | None = None,
     tables: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
@@ -30,16 +30,19 @@ def write_results_page(
     where k-hat is no column, rows have no verdict. Draws that were resampled on their way, or a Markov chain's, have no
     k-hat; their errors come from replicates, and the row says that.
 
-    :param columns: metrics of the table, one row a model; a table leaves out those that none of its models has.
+    :param columns: metrics of the table, one row a model, or of each table by its heading; a table leaves out those
+        that none of its models has.
     :param pictures: captions of PNG files beside the page, by name.
     :param tables: headings of several tables, with the models in each; one table of all models if not given.
     """
     lines = [f"# {title}", "", introduction, ""]
-    limit = khat_limit(report["num_samples"])
+    limit, has_khat = khat_limit(report["num_samples"]), False
     for heading, models in (tables or {"": list(report["models"])}).items():
         lines += [f"## {heading}", ""] if heading else []
-        lines += [*_table(report, columns, models, limit), ""]
-    explained = f" The limit of k-hat is {limit:.2f} for N = {report['num_samples']:,}." if "khat" in columns else ""
+        chosen = columns[heading] if isinstance(columns, Mapping) else columns
+        has_khat |= "khat" in chosen
+        lines += [*_table(report, chosen, models, limit), ""]
+    explained = f" The limit of k-hat is {limit:.2f} for N = {report['num_samples']:,}." if has_khat else ""
     lines += [f"Digits behind +- are standard errors.{explained}", ""]
     lines += [
         "## The headline model",

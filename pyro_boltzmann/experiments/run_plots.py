@@ -27,7 +27,7 @@ from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.exceptions import OutputError
 
-__all__ = ["SAMPLES_PICTURE", "write_plots"]
+__all__ = ["SAMPLES_PICTURE", "plot_draws", "write_plots"]
 
 SAMPLES_PICTURE = "samples.png"
 KERNELS = 1000
@@ -72,7 +72,7 @@ def _pictures(
     ws: WeightedSamples, z: Tensor, energy: Energy | None, target: Target | None, exact_energies: Tensor | None
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
     if z.shape[-1] >= 2:
-        yield SAMPLES_PICTURE, lambda: _samples(ws, z, energy, target)
+        yield SAMPLES_PICTURE, lambda: plot_draws(z, ws.log_weights, energy, target)
     if ws.roots is None:
         yield "log_weights.png", lambda: plot_log_weights(ws.log_weights)
     else:
@@ -96,12 +96,14 @@ def _ladder(ws: WeightedSamples) -> Figure:
     return plot_ladder(annealing["positions"], annealing["acceptance"], resampled=annealing["resampled"])
 
 
-def _samples(ws: WeightedSamples, z: Tensor, energy: Energy | None, target: Target | None) -> Figure:
+def plot_draws(z: Tensor, log_weights: Tensor, energy: Energy | None, target: Target | None = None) -> Figure:
+    """Draws ``(N, dim)`` in the plane of their first two coordinates: over the energy where these are all, and over the
+    free energy of the two where there are more."""
     points = z[:, :2].cpu()
-    log_weights = ws.log_weights.cpu()
+    log_weights = log_weights.cpu()
     if z.shape[-1] == 2 and energy is not None:
         box = None if target is None else (*target.bounds[0], *target.bounds[1])
-        return plot_samples_over_energy(z, energy, ws.log_weights, limits=box)
+        return plot_samples_over_energy(z, energy, log_weights, limits=box)
     surface = _free_energy(points, log_weights)
     title = "First two coordinates over their free energy"
     return plot_samples_over_energy(points, surface, log_weights, max_energy=6.0, title=title)

@@ -22,6 +22,7 @@ def plot_energy_histogram(
     exact: ArrayLike | None = None,
     *,
     num_bins: int = 60,
+    exact_label: str = "exact",
     title: str = "Energies of the samples",
 ) -> Figure:
     """Histogram of the energies ``(N,)``, raw, reweighted (given ``log_weights``) and of ``exact`` draws (if given).
@@ -45,7 +46,7 @@ def plot_energy_histogram(
 
     figure, (axes,) = new_figure()
     if reference is not None:
-        axes.stairs(density(reference, None), edges, fill=True, color=_EXACT, label="exact")
+        axes.stairs(density(reference, None), edges, fill=True, color=_EXACT, label=exact_label)
     axes.stairs(density(values, None), edges, color=RAW, linewidth=2, label="raw")
     if log_weights is not None:
         axes.stairs(
