@@ -44,6 +44,15 @@ class Frame(NamedTuple):
     scale: Tensor
     width: float
 
+    @classmethod
+    def guess(cls, dim: int, scale: float = 1.0, width: float | None = None) -> Frame:
+        """Around zero, with one standard deviation in all directions and modes as wide, unless told otherwise.
+
+        >>> Frame.guess(2, 3.0)
+        Frame(center=tensor([0., 0.]), scale=tensor([3., 3.]), width=3.0)
+        """
+        return cls(torch.zeros(dim), torch.full((dim,), float(scale)), float(scale if width is None else width))
+
 
 class AutoDiffusion(AutoStochasticFlow):
     r"""A guide whose latents come out of a reverse diffusion: Gaussian noise is carried to the target by
@@ -65,7 +74,9 @@ class AutoDiffusion(AutoStochasticFlow):
         network, and knows the density between the steps, so that paths can be resampled there.
     :param num_segments: with ``kind="energy"``, how many stretches the path is cut into, between which
         :func:`~pyro_boltzmann.importance_sample` may resample.
-    :param use_target: whether the target's own gradient is part of the score at small noise.
+    :param use_target: whether the target's own gradient (and energy) is part of the score at small noise.
+    :param frame: where the target lives, if it is known without draws (:meth:`Frame.guess`); otherwise a given schedule
+        is taken to fit the target.
     :param latent_dim: as for :class:`AutoStochasticFlow`, like ``dtype`` and ``init_loc_fn``.
     :raises ValueError: for settings that contradict each other.
 
@@ -90,6 +101,7 @@ class AutoDiffusion(AutoStochasticFlow):
         num_segments: int = 1,
         use_target: bool = True,
         max_force: float | None = 1e3,
+        frame: Frame | None = None,
         latent_dim: int | None = None,
         dtype: torch.dtype | None = None,
         init_loc_fn: Callable[..., Any] = init_to_feasible,
@@ -100,11 +112,7 @@ class AutoDiffusion(AutoStochasticFlow):
             raise ValueError(f"num_segments must lie between 1 and num_steps={num_steps}, got {num_segments}")
         if num_segments > 1 and kind != "energy":
             raise ValueError('a path is cut where its density is known: num_segments > 1 needs kind="energy"')
-        if kind == "energy" and not use_target:
-            raise ValueError(
-                'kind="energy" is built around the target\'s own energy; use_target=False needs kind="score"'
-            )
-        self._plan = _Plan(network, schedule, num_steps, kind, num_segments, use_target, max_force)
+        self._plan = _Plan(network, schedule, num_steps, kind, num_segments, use_target, max_force, frame)
         super().__init__(model, self._init_blocks, latent_dim=latent_dim, dtype=dtype, init_loc_fn=init_loc_fn)
 
     def _init_blocks(self, energy: Energy, dim: int) -> Iterable[Any]:
@@ -115,10 +123,10 @@ class AutoDiffusion(AutoStochasticFlow):
         elif not isinstance(network, nn.Module):
             network = network(dim)
         field: PreconditionedEnergy | PreconditionedScore
+        target = energy if plan.use_target else None
         if plan.kind == "energy":
-            field = PreconditionedEnergy(network, energy, dim, gate_scale=1.0, data_scale=1.0)
+            field = PreconditionedEnergy(network, target, dim, gate_scale=1.0, data_scale=1.0)
         else:
-            target = energy if plan.use_target else None
             field = PreconditionedScore(network, target, dim, gate_scale=1.0, data_scale=1.0, max_force=plan.max_force)
         levels = (plan.schedule or GeometricSchedule(FINEST, WIDEST)).variances(plan.num_steps)
         blocks: list[Any] = []
@@ -131,7 +139,11 @@ class AutoDiffusion(AutoStochasticFlow):
 
     def _build(self, latent_dim: int) -> None:
         super()._build(latent_dim)
-        self.place(Frame(torch.zeros(latent_dim), torch.ones(latent_dim), 1.0))
+        plan = self._plan
+        frame = plan.frame
+        if frame is None and plan.schedule is not None:
+            frame = Frame.guess(latent_dim, plan.schedule.sigma_max / WIDEST, plan.schedule.sigma_min / FINEST)
+        self.place(Frame.guess(latent_dim) if frame is None else frame)
 
     @property
     def is_of_particles(self) -> bool:
@@ -154,6 +166,17 @@ class AutoDiffusion(AutoStochasticFlow):
         """The noise levels of the reverse process, ``(num_steps + 1,)``, falling to 0."""
         parts = [block.variances.double() for block in self._reverse_blocks]
         return torch.cat([*(part[:-1] for part in parts), parts[-1][-1:]])
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule whose levels these are: the one given, or the geometric one that fits the frame."""
+        if self._plan.schedule is not None:
+            return self._plan.schedule
+        h = self.variances
+        low, high = float(h[-2]), float(h[0])
+        # The last positive level is sigma_min^2, the first sigma_max^2 - sigma_min^2. One step has one level for both.
+        low = low if low < high else high * (FINEST / WIDEST) ** 2
+        return GeometricSchedule(math.sqrt(low), math.sqrt(high + low))
 
     def measure(self, z: Tensor, gradient: Tensor, log_weights: Tensor | None = None) -> Frame:
         """The frame of weighted draws ``(n, latent_dim)`` with their energy gradients."""
@@ -213,7 +236,9 @@ class _Plan:
         num_segments: int,
         use_target: bool,
         max_force: float | None,
+        frame: Frame | None,
     ) -> None:
+        self.frame = frame
         self.network, self.schedule, self.num_steps, self.kind = network, schedule, num_steps, kind
         self.num_segments, self.use_target, self.max_force = num_segments, use_target, max_force
 
