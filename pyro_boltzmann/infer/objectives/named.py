@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_boltzmann.infer.objectives.alpha2 import Alpha2
-from pyro_boltzmann.infer.objectives.denoising import IDEM, BEnDEM, EnDEM
+from pyro_boltzmann.infer.objectives.denoising import IDEM, BEnDEM, DenoisingObjective, EnDEM
 from pyro_boltzmann.infer.objectives.log_variance import LogVariance
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
 from pyro_boltzmann.infer.objectives.target_score import TargetScoreMatching
@@ -43,7 +43,7 @@ def named_objective(
         if weight_power != 1:
             raise ValueError("target_score learns the target itself; weight_power has no use there, leave it out")
         return TargetScoreMatching(num_particles, data=data, log_weights=log_weights)
-    denoising = {"idem": IDEM, "endem": EnDEM, "bendem": BEnDEM}
+    denoising: dict[str, type[DenoisingObjective]] = {"idem": IDEM, "endem": EnDEM, "bendem": BEnDEM}
     if name in denoising:
         if data is not None:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.diffusion.estimators import DenoisingEstimate
 from pyro_boltzmann.diffusion.proposals import BufferProposal
 from pyro_boltzmann.diffusion.reverse import DiffusionField, ReverseDiffusion
 from pyro_boltzmann.diffusion.schedules import Spacing
@@ -18,7 +19,7 @@ from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
 from pyro_boltzmann.infer.objectives.prioritized_buffer import PrioritizedBuffer
 
-__all__ = ["DenoisingObjective", "NoisedBatch", "Regression", "moved_from_mean"]
+__all__ = ["DenoisingObjective", "NoisedBatch", "Regression", "SeenSpread"]
 
 SPREAD_WEIGHT = 0.1
 TOLERANCE = 0.1
@@ -44,13 +45,29 @@ class Regression(NamedTuple):
     :ivar square: squared errors, ``(n,)``, with a graph.
     :ivar variance: the estimated variance of their targets in the same units, ``(n,)``; ``None`` if not asked for.
     :ivar spread: the field's spread, ``(n, dim)`` or ``(n, 1)``.
-    :ivar moved: :math:`(x_0 - x - h s)^2 / h`, ``(n, dim)``, whose mean the spread is; ``None`` if it is not trained.
+    :ivar seen: what the points around x tell of the spread; ``None`` if it is not trained.
     """
 
     square: Tensor
     variance: Tensor | None
     spread: Tensor
-    moved: Tensor | None
+    seen: SeenSpread | None
+
+
+class SeenSpread(NamedTuple):
+    r"""The spread of :math:`x_0` given x as K weighted points show it.
+
+    :ivar value: :attr:`~pyro_boltzmann.diffusion.DenoisingEstimate.spread`, ``(n, dim)``.
+    :ivar known: :math:`1 - \sum \bar w^2`, ``(n,)``: zero where one point has all the weight and tells nothing.
+    """
+
+    value: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, found: DenoisingEstimate, num_noise: int) -> SeenSpread:
+        """What an estimate from ``num_noise`` points tells."""
+        return cls(found.spread, torch.where(found.ess > 0, 1.0 - 1.0 / (found.ess * num_noise), 0.0).clamp_min(0.0))
 
 
 class DenoisingObjective(PathObjective):
@@ -64,9 +81,9 @@ class DenoisingObjective(PathObjective):
     more. Nothing is learned from draws of the target, and no test set is looked at; the guide stays where its
     :class:`~pyro_boltzmann.guides.auto_diffusion.Frame` put it.
 
-    The variance of :math:`x_0` given x, which the reverse steps need for good weights, is learned alongside as by
-    :class:`TargetScoreMatching`, from the points of the buffer (the published methods have no weights and no such
-    term).
+    The variance of :math:`x_0` given x, which the reverse steps need for good weights, is learned alongside from the
+    same K points, as the spread r that minimises :math:`E\,[(1 - \sum \bar w^2) \log r + \hat r / r]` with their
+    weighted variance :math:`\hat r` (the published methods have no weights and no such term).
 
     The settings ``weighted``, ``time_law="log_variance"``, ``antithetic``, ``near_buffer`` and ``by_variance`` are
     additions; their defaults are what was published.
@@ -147,7 +164,7 @@ class DenoisingObjective(PathObjective):
         weighed = found.square if found.variance is None else _by_precision(found.square, found.variance)
         kept = weighed.detach().isfinite()
         loss = weighed[kept].mean() if bool(kept.any()) else weighed[kept].sum() + torch.inf
-        return loss if found.moved is None else loss + self._spread_loss(found, kept)
+        return loss if found.seen is None else loss + _spread_loss(found.spread, found.seen, kept)
 
     # What subclasses say -----------------------------------------------------------------------------------------
 
@@ -200,16 +217,6 @@ class DenoisingObjective(PathObjective):
             self._proposal = BufferProposal(rows.points, rows.log_weights.to(rows.points))
         return self._proposal
 
-    def _spread_loss(self, found: Regression, kept: Tensor) -> Tensor:
-        r""":math:`E\,[\log r + |x_0 - x - h s|^2 / (h\, d\, r)]`, small beside the regression."""
-        assert found.moved is not None
-        rest = found.moved
-        if found.spread.shape[-1] == 1:
-            rest = rest.mean(-1, keepdim=True)
-        each = (found.spread.log() + rest / found.spread).mean(-1)
-        each = each[kept & each.detach().isfinite()]
-        return SPREAD_WEIGHT * each.mean() if len(each) else each.sum()
-
     def _meet(self, guide: Any) -> None:
         """Start anew with another guide."""
         if not isinstance(guide, AutoDiffusion):
@@ -246,10 +253,12 @@ class DenoisingObjective(PathObjective):
         self._age = int(tensors["age"])
 
 
-def moved_from_mean(batch: NoisedBatch, score: Tensor) -> Tensor:
-    r""":math:`(x_0 - x - h s)^2 / h`: squares of the distances from the mean of :math:`x_0` given x, ``(n, dim)``."""
-    h = batch.variance.to(score).unsqueeze(-1)
-    return (batch.x0 - batch.x - h * score.detach()).square() / h
+def _spread_loss(spread: Tensor, seen: SeenSpread, kept: Tensor) -> Tensor:
+    """The spread's own term, small beside the regression."""
+    value = seen.value.mean(-1, keepdim=True) if spread.shape[-1] == 1 else seen.value
+    each = (seen.known.unsqueeze(-1) * spread.log() + value / spread).mean(-1)
+    each = each[kept & each.detach().isfinite()]
+    return SPREAD_WEIGHT * each.mean() if len(each) else each.sum()
 
 
 def _by_precision(square: Tensor, variance: Tensor) -> Tensor:

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.diffusion.estimators import Correction, DenoisingEstimate, denoising_estimate, noised_energy
+from pyro_boltzmann.diffusion.estimators import Correction, denoising_estimate, noised_energy
 from pyro_boltzmann.diffusion.networks import PreconditionedEnergy
+from pyro_boltzmann.diffusion.proposals import BufferProposal
 from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
 from pyro_boltzmann.infer.objectives.denoising.denoising_objective import (
     DenoisingObjective,
     NoisedBatch,
     Regression,
-    moved_from_mean,
+    SeenSpread,
 )
 
 __all__ = ["EnDEM", "EnergyEstimate"]
 
 
 class EnergyEstimate(NamedTuple):
-    """An energy ``(n,)``, and where they are asked for its variance ``(n,)`` and the score ``(n, dim)``."""
+    """An energy ``(n,)``, and where they are asked for its variance ``(n,)`` and what its points tell of the spread."""
 
     energy: Tensor
-    variance: Tensor | None
-    score: Tensor | None
+    variance: Tensor | None = None
+    seen: SeenSpread | None = None
 
-    @classmethod
-    def of(cls, found: DenoisingEstimate) -> EnergyEstimate:
-        """The part of an estimate that a regression of energies uses."""
-        return cls(found.energy, found.energy_variance, found.score)
+
+class _Settings(TypedDict):
+    correction: Correction
+    antithetic: bool
+    proposal: BufferProposal | None
 
 
 class EnDEM(DenoisingObjective):
@@ -56,9 +58,9 @@ class EnDEM(DenoisingObjective):
     >>> import pyro_boltzmann as pb
     >>> model = pb.BoltzmannModel(lambda x: 0.5 * (x - 1).square().sum(-1), 2)
     >>> guide = pb.AutoDiffusion(model, num_steps=20, kind="energy")
-    >>> result = pb.fit(model, guide, objective=EnDEM(64, num_noise=50), num_steps=50, seed=0, progress=False)
-    >>> pb.importance_sample(model, guide, num_samples=1000, seed=0).ess > 0.5
-    True
+    >>> result = pb.fit(model, guide, objective=EnDEM(32, num_noise=20), num_steps=10, seed=0, progress=False)
+    >>> result.evaluations.gradients  # values are enough
+    0
     """
 
     NAMES: ClassVar[tuple[str, ...]] = (*DenoisingObjective.NAMES, "noiseless_weight", "correction")
@@ -95,30 +97,17 @@ class EnDEM(DenoisingObjective):
             with torch.no_grad():
                 u = energy_value(guide.energy, batch.x0)
             square = square + self.noiseless_weight * (field.energy(batch.x0, 0.0) - u).square()
-        moved = moved_from_mean(batch, cast(Tensor, target.score)) if self.trained_spread else None
-        return Regression(square, target.variance if self.by_variance else None, spread, moved)
+        return Regression(square, target.variance, spread, target.seen)
 
     def _target(self, guide: AutoDiffusion, batch: NoisedBatch, value: Tensor) -> EnergyEstimate:
         """What the energies, now ``value``, are regressed on."""
         return self._plain(guide, batch.x, batch.variance, self.num_noise)
 
-    @property
-    def _asks_for_more(self) -> bool:
-        """Whether energies alone are not enough."""
-        return self.trained_spread or self.by_variance
-
     def _plain(self, guide: AutoDiffusion, x: Tensor, variance: Tensor, num_noise: int) -> EnergyEstimate:
-        """:math:`E_K`; the score in its Tweedie form, which costs no gradient."""
-        inputs = (guide.energy, x, variance, num_noise)
-        if self._asks_for_more:
-            return EnergyEstimate.of(
-                denoising_estimate(
-                    *inputs,
-                    form="tweedie",
-                    correction=self.correction,
-                    antithetic=self.antithetic,
-                    proposal=self._points,
-                )
-            )
-        found = noised_energy(*inputs, correction=self.correction, antithetic=self.antithetic, proposal=self._points)
-        return EnergyEstimate(found, None, None)
+        """:math:`E_K`, with what else is asked for of its points. None of it costs a gradient."""
+        settings = _Settings(correction=self.correction, antithetic=self.antithetic, proposal=self._points)
+        if not (self.trained_spread or self.by_variance):
+            return EnergyEstimate(noised_energy(guide.energy, x, variance, num_noise, **settings))
+        found = denoising_estimate(guide.energy, x, variance, num_noise, form="tweedie", **settings)
+        seen = SeenSpread.of(found, num_noise) if self.trained_spread else None
+        return EnergyEstimate(found.energy, found.energy_variance if self.by_variance else None, seen)

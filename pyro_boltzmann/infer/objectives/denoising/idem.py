@@ -13,7 +13,7 @@ from pyro_boltzmann.infer.objectives.denoising.denoising_objective import (
     DenoisingObjective,
     NoisedBatch,
     Regression,
-    moved_from_mean,
+    SeenSpread,
 )
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis
 
@@ -42,9 +42,10 @@ class IDEM(DenoisingObjective):
     >>> import pyro_boltzmann as pb
     >>> model = pb.BoltzmannModel(lambda x: 0.5 * (x - 1).square().sum(-1), 2)
     >>> guide = pb.AutoDiffusion(model, num_steps=20)
-    >>> result = pb.fit(model, guide, objective=IDEM(64, num_noise=50), num_steps=50, seed=0, progress=False)
-    >>> pb.importance_sample(model, guide, num_samples=1000, seed=0).ess > 0.5
-    True
+    >>> objective = IDEM(64, num_noise=20, form="mixture")
+    >>> result = pb.fit(model, guide, objective=objective, num_steps=10, seed=0, progress=False)
+    >>> len(objective.buffer), result.evaluations.gradients >= 10 * 64 * 20
+    (1000, True)
     """
 
     NAMES: ClassVar[tuple[str, ...]] = (*DenoisingObjective.NAMES, "form", "max_score", "weight_offset")
@@ -69,7 +70,7 @@ class IDEM(DenoisingObjective):
         self.form, self.max_score, self.weight_offset = form, max_score, weight_offset
 
     def _regress(self, guide: AutoDiffusion, batch: NoisedBatch) -> Regression:
-        target, variance = self._target(guide, batch)
+        target, variance, seen = self._target(guide, batch)
         if self.max_score is not None:
             target = clip_scores(target, self.max_score, _basis(guide))
         score, spread = guide.field.score_and_spread(batch.x, batch.variance)
@@ -77,17 +78,17 @@ class IDEM(DenoisingObjective):
         square = weight * (score - target).square().mean(-1)
         if variance is not None:
             variance = weight * variance / score.shape[-1]
-        moved = moved_from_mean(batch, score) if self.trained_spread else None
-        return Regression(square, variance, spread, moved)
+        return Regression(square, variance, spread, seen)
 
-    def _target(self, guide: AutoDiffusion, batch: NoisedBatch) -> tuple[Tensor, Tensor | None]:
-        """:math:`S_K`, and the trace of its variance if that is asked for."""
+    def _target(self, guide: AutoDiffusion, batch: NoisedBatch) -> tuple[Tensor, Tensor | None, SeenSpread | None]:
+        """:math:`S_K`, and what is asked for of the trace of its variance and the spread."""
         inputs = (guide.energy, batch.x, batch.variance, self.num_noise)
-        if not self.by_variance:
+        if not (self.by_variance or self.trained_spread):
             score = noised_score(*inputs, form=self.form, antithetic=self.antithetic, proposal=self._points)
-            return score, None
+            return score, None, None
         found = denoising_estimate(*inputs, form=self.form, antithetic=self.antithetic, proposal=self._points)
-        return found.score, found.score_variance
+        seen = SeenSpread.of(found, self.num_noise) if self.trained_spread else None
+        return found.score, found.score_variance if self.by_variance else None, seen
 
 
 def _basis(guide: AutoDiffusion) -> MeanFreeBasis | None:
