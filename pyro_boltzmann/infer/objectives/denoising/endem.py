@@ -92,11 +92,11 @@ class EnDEM(DenoisingObjective):
         field = cast(PreconditionedEnergy, guide.field)
         value, spread = field.energy_and_spread(batch.x, batch.variance)
         target = self._target(guide, batch, value.detach())
-        square = (value - target.energy).square()
+        square = _square_error(value, target.energy)
         if self.noiseless_weight and field.target is None:
             with torch.no_grad():
                 u = energy_value(guide.energy, batch.x0)
-            square = square + self.noiseless_weight * (field.energy(batch.x0, 0.0) - u).square()
+            square = square + self.noiseless_weight * _square_error(field.energy(batch.x0, 0.0), u)
         return Regression(square, target.variance, spread, target.seen)
 
     def _target(self, guide: AutoDiffusion, batch: NoisedBatch, value: Tensor) -> EnergyEstimate:
@@ -111,3 +111,9 @@ class EnDEM(DenoisingObjective):
         found = denoising_estimate(guide.energy, x, variance, num_noise, form="tweedie", **settings)
         seen = SeenSpread.of(found, num_noise) if self.trained_spread else None
         return EnergyEstimate(found.energy, found.energy_variance if self.by_variance else None, seen)
+
+
+def _square_error(value: Tensor, target: Tensor) -> Tensor:
+    """Infinite, without a gradient, where the target is."""
+    usable = target.isfinite()
+    return torch.where(usable, (value - torch.where(usable, target, 0.0)).square(), torch.inf)

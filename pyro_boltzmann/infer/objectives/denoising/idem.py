@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
 
-from pyro_boltzmann.diffusion.estimators import ScoreForm, denoising_estimate, noised_score
+from pyro_boltzmann.diffusion.estimators import ScoreForm, denoising_estimate
 from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
 from pyro_boltzmann.infer.objectives.denoising.clipping import clip_scores
 from pyro_boltzmann.infer.objectives.denoising.denoising_objective import (
@@ -70,25 +70,20 @@ class IDEM(DenoisingObjective):
         self.form, self.max_score, self.weight_offset = form, max_score, weight_offset
 
     def _regress(self, guide: AutoDiffusion, batch: NoisedBatch) -> Regression:
-        target, variance, seen = self._target(guide, batch)
+        inputs = (guide.energy, batch.x, batch.variance, self.num_noise)
+        found = denoising_estimate(*inputs, form=self.form, antithetic=self.antithetic, proposal=self._points)
+        target = found.score
         if self.max_score is not None:
             target = clip_scores(target, self.max_score, _basis(guide))
         score, spread = guide.field.score_and_spread(batch.x, batch.variance)
         weight = 1.0 if self.weight_offset is None else (batch.variance + self.weight_offset).to(target)
         square = weight * (score - target).square().mean(-1)
-        if variance is not None:
-            variance = weight * variance / score.shape[-1]
-        return Regression(square, variance, spread, seen)
-
-    def _target(self, guide: AutoDiffusion, batch: NoisedBatch) -> tuple[Tensor, Tensor | None, SeenSpread | None]:
-        """:math:`S_K`, and what is asked for of the trace of its variance and the spread."""
-        inputs = (guide.energy, batch.x, batch.variance, self.num_noise)
-        if not (self.by_variance or self.trained_spread):
-            score = noised_score(*inputs, form=self.form, antithetic=self.antithetic, proposal=self._points)
-            return score, None, None
-        found = denoising_estimate(*inputs, form=self.form, antithetic=self.antithetic, proposal=self._points)
-        seen = SeenSpread.of(found, self.num_noise) if self.trained_spread else None
-        return found.score, found.score_variance if self.by_variance else None, seen
+        # Where all points have weight zero, there is nothing to regress on.
+        square = torch.where(found.ess > 0.0, square, torch.inf)
+        variance = weight * found.score_variance / score.shape[-1] if self.by_variance else None
+        return Regression(
+            square, variance, spread, SeenSpread.of(found, self.num_noise) if self.trained_spread else None
+        )
 
 
 def _basis(guide: AutoDiffusion) -> MeanFreeBasis | None:
