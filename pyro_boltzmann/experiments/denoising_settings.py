@@ -54,7 +54,8 @@ def published_settings(method: str, target_name: str) -> PublishedSettings:
     """
     if method not in METHODS or target_name not in SCALES:
         raise ValueError(
-            f"published settings exist for {', '.join(METHODS)} and {', '.join(SCALES)}, got {method!r}, {target_name!r}"
+            f"published settings exist for {', '.join(METHODS)} and {', '.join(SCALES)}, got {method!r} and "
+            f"{target_name!r}"
         )
     unit = UNITS.get(target_name, 1.0)
     low, high = SIGMAS["idem" if method == "idem" else "bnem"][target_name]
