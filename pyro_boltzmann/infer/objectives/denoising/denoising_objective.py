@@ -102,6 +102,9 @@ class DenoisingObjective(PathObjective):
     :param by_variance: divide each squared error by the estimated variance of its target, plus a tolerance of
         :math:`0.1^2`. The estimate is correlated with the target, so at few effective points this shifts the optimum.
     :param trained_spread: whether the spread is learned.
+    :param max_drift: bound on :math:`\sqrt h\, |s| / \sqrt d` while new points are drawn, which is of order one for an
+        exact score. Without it one wild field fills the buffer with points where energies are huge, on which the field
+        becomes wilder still. The guide itself is not bounded.
     :raises ValueError: for numbers out of range or settings that contradict each other.
     :raises TypeError: at the first evaluation, for a guide of another kind.
     :raises NonFiniteEnergyError: if the energy is NaN or -inf at a noised point. Energies may be +inf: states around
@@ -113,7 +116,7 @@ class DenoisingObjective(PathObjective):
     looks_forward = False
     NAMES: ClassVar[tuple[str, ...]] = (
         *("num_noise", "refresh_every", "num_refresh", "weighted", "time_law"),
-        *("antithetic", "near_buffer", "by_variance", "trained_spread"),
+        *("antithetic", "near_buffer", "by_variance", "trained_spread", "max_drift"),
     )
 
     def __init__(
@@ -130,6 +133,7 @@ class DenoisingObjective(PathObjective):
         near_buffer: bool = False,
         by_variance: bool = False,
         trained_spread: bool = True,
+        max_drift: float | None = 5.0,
     ) -> None:
         super().__init__(num_particles)
         numbers = {"num_noise": num_noise, "refresh_every": refresh_every, "num_refresh": num_refresh}
@@ -145,7 +149,9 @@ class DenoisingObjective(PathObjective):
         self.buffer = PrioritizedBuffer(capacity)
         self.weighted, self.time_law = weighted, time_law
         self.antithetic, self.near_buffer, self.by_variance = antithetic, near_buffer, by_variance
-        self.trained_spread = trained_spread
+        if max_drift is not None and not max_drift > 0.0:
+            raise ValueError(f"max_drift must be positive, or None for no bound, got {max_drift}")
+        self.trained_spread, self.max_drift = trained_spread, max_drift
         self._age = 0
         self._guide: weakref.ref[AutoDiffusion] | None = None
         self._proposal: BufferProposal | None = None
@@ -198,7 +204,8 @@ class DenoisingObjective(PathObjective):
         noise = torch.randn(self.num_refresh, len(loc), dtype=loc.dtype, device=loc.device)
         x, log_q = loc + scale * noise, guide._base_log_prob(noise)
         if len(self.buffer):
-            result = ReverseDiffusion(self._sampler(guide), len(loc), guide.variances).to(loc.device).stream(x)
+            block = ReverseDiffusion(self._sampler(guide), len(loc), guide.variances, max_score=self.max_drift)
+            result = block.to(loc.device).stream(x)
             x, log_q = result.x, log_q - result.log_ratio
         log_weights = torch.zeros_like(log_q)
         if self.weighted:
