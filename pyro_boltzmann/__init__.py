@@ -20,7 +20,10 @@ from pyro_boltzmann.energies import (
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoDiffusion, AutoStochasticFlow
 from pyro_boltzmann.infer import (
+    IDEM,
     Alpha2,
+    BEnDEM,
+    EnDEM,
     FitResult,
     ForwardKL,
     LogVariance,
@@ -38,14 +41,17 @@ from pyro_boltzmann.infer import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "IDEM",
     "Alpha2",
     "AmortizedStochasticFlow",
     "AnnealedEnergy",
     "AnnealingLadder",
     "AutoDiffusion",
     "AutoStochasticFlow",
+    "BEnDEM",
     "Boltzmann",
     "BoltzmannModel",
+    "EnDEM",
     "FitResult",
     "ForwardKL",
     "LocalEnergy",

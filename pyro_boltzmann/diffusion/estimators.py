@@ -77,6 +77,8 @@ class DenoisingEstimate(NamedTuple):
     :ivar energy_variance: estimated variance of ``energy``, ``(*batch)``; infinite for one independent point.
     :ivar score_variance: trace of the estimated variance of ``score``, ``(*batch)``.
     :ivar mixing: :math:`\lambda` in :math:`(1 - \lambda)` target form :math:`+ \lambda` Tweedie form, ``(*batch)``.
+    :ivar spread: weighted variance of the noise :math:`(y - x) / \sqrt h`, ``(*batch, dim)``: that of :math:`y` given x
+        in units of h, times :math:`1 - \sum \bar w^2`, which is how much it is too small.
     """
 
     energy: Tensor
@@ -85,6 +87,7 @@ class DenoisingEstimate(NamedTuple):
     energy_variance: Tensor
     score_variance: Tensor
     mixing: Tensor
+    spread: Tensor
 
 
 def noised_energy(
@@ -314,25 +317,29 @@ def _block(
     if correction == "jackknife":
         estimate += jackknife_shift(grouped(weights, antithetic))
     if form is None:
-        return DenoisingEstimate(estimate, nothing, nothing, nothing, nothing, nothing)
+        return DenoisingEstimate(estimate, *[nothing] * 6)
     forces = nothing if gradient is None else _usable(gradient.view(drawn.points.shape), weights)
     if not details:
         if drawn.noise is None:
             score = weighted_mean(weights, forces).neg_()
         else:
             score = weighted_mean(weights, drawn.noise).div_(h.sqrt().unsqueeze(-1))
-        return DenoisingEstimate(estimate, score, nothing, nothing, nothing, nothing)
-    mixed = mixed_score(weights, forces, cast(Tensor, drawn.noise), h.sqrt(), form=form, pairs=antithetic)
-    return _with_details(estimate, mixed, weights, antithetic)
+        return DenoisingEstimate(estimate, score, *[nothing] * 5)
+    noise = cast(Tensor, drawn.noise)
+    mixed = mixed_score(weights, forces, noise, h.sqrt(), form=form, pairs=antithetic)
+    spread = weighted_mean(weights, noise.square()) - weighted_mean(weights, noise).square()
+    return _with_details(estimate, mixed, weights, antithetic, spread.clamp_min_(0.0))
 
 
-def _with_details(estimate: Tensor, mixed: MixedScore, weights: Tensor, antithetic: bool) -> DenoisingEstimate:
+def _with_details(
+    estimate: Tensor, mixed: MixedScore, weights: Tensor, antithetic: bool, spread: Tensor
+) -> DenoisingEstimate:
     square = weights.square().sum(-1)
     dead = square == 0.0
     ess = torch.where(dead, 0.0, 1.0 / (weights.shape[-1] * square))
     variances = (log_mean_variance(grouped(weights, antithetic)), mixed.variance)
     energy_variance, score_variance = (torch.where(dead, torch.inf, each) for each in variances)
-    return DenoisingEstimate(estimate, mixed.score, ess, energy_variance, score_variance, mixed.mixing)
+    return DenoisingEstimate(estimate, mixed.score, ess, energy_variance, score_variance, mixed.mixing, spread)
 
 
 def _usable(gradient: Tensor, weights: Tensor) -> Tensor:

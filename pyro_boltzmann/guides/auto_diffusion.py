@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -46,6 +47,15 @@ class Frame(NamedTuple):
     scale: Tensor
     width: float
 
+    @classmethod
+    def guess(cls, dim: int, scale: float = 1.0, width: float | None = None) -> Frame:
+        """Around zero, with one standard deviation in all directions and modes as wide, unless told otherwise.
+
+        >>> Frame.guess(2, 3.0)
+        Frame(center=tensor([0., 0.]), scale=tensor([3., 3.]), width=3.0)
+        """
+        return cls(torch.zeros(dim), torch.full((dim,), float(scale)), float(scale if width is None else width))
+
 
 class AutoDiffusion(AutoStochasticFlow):
     r"""A guide whose latents come out of a reverse diffusion: Gaussian noise is carried to the target by
@@ -71,7 +81,9 @@ class AutoDiffusion(AutoStochasticFlow):
     :param num_noise: K of that estimate.
     :param num_moves: with ``kind="energy"``, trajectories of Hamiltonian Monte Carlo on the learned density at each
         cut: the learned energies are then the annealing path of sequential Monte Carlo.
-    :param use_target: whether the target's own gradient is part of the score at small noise.
+    :param use_target: whether the target's own gradient (and energy) is part of the score at small noise.
+    :param frame: where the target lives, if it is known without draws (:meth:`Frame.guess`); otherwise a given schedule
+        is taken to fit the target.
     :param latent_dim: as for :class:`AutoStochasticFlow`, like ``dtype`` and ``init_loc_fn``.
     :raises ValueError: for settings that contradict each other.
 
@@ -98,6 +110,7 @@ class AutoDiffusion(AutoStochasticFlow):
         num_moves: int = 0,
         use_target: bool = True,
         max_force: float | None = 1e3,
+        frame: Frame | None = None,
         latent_dim: int | None = None,
         dtype: torch.dtype | None = None,
         init_loc_fn: Callable[..., Any] = init_to_feasible,
@@ -108,12 +121,8 @@ class AutoDiffusion(AutoStochasticFlow):
             raise ValueError(f"num_segments must lie between 1 and num_steps={num_steps}, got {num_segments}")
         if num_moves < 0 or (num_moves and kind != "energy"):
             raise ValueError(f'num_moves={num_moves} on the learned density need kind="energy", got {kind!r}')
-        if kind == "energy" and not use_target:
-            raise ValueError(
-                'kind="energy" is built around the target\'s own energy; use_target=False needs kind="score"'
-            )
         self._plan = _Plan(
-            network, schedule, num_steps, kind, num_segments, num_noise, num_moves, use_target, max_force
+            network, schedule, num_steps, kind, num_segments, num_noise, num_moves, use_target, max_force, frame
         )
         super().__init__(model, self._init_blocks, latent_dim=latent_dim, dtype=dtype, init_loc_fn=init_loc_fn)
 
@@ -125,10 +134,10 @@ class AutoDiffusion(AutoStochasticFlow):
         elif not isinstance(network, nn.Module):
             network = network(dim)
         field: PreconditionedEnergy | PreconditionedScore
+        target = energy if plan.use_target else None
         if plan.kind == "energy":
-            field = PreconditionedEnergy(network, energy, dim, gate_scale=1.0, data_scale=1.0)
+            field = PreconditionedEnergy(network, target, dim, gate_scale=1.0, data_scale=1.0)
         else:
-            target = energy if plan.use_target else None
             field = PreconditionedScore(network, target, dim, gate_scale=1.0, data_scale=1.0, max_force=plan.max_force)
         levels = (plan.schedule or GeometricSchedule(FINEST, WIDEST)).variances(plan.num_steps)
         blocks: list[Any] = []
@@ -153,7 +162,11 @@ class AutoDiffusion(AutoStochasticFlow):
 
     def _build(self, latent_dim: int) -> None:
         super()._build(latent_dim)
-        self.place(Frame(torch.zeros(latent_dim), torch.ones(latent_dim), 1.0))
+        plan = self._plan
+        frame = plan.frame
+        if frame is None and plan.schedule is not None:
+            frame = Frame.guess(latent_dim, plan.schedule.sigma_max / WIDEST, plan.schedule.sigma_min / FINEST)
+        self.place(Frame.guess(latent_dim) if frame is None else frame)
 
     @property
     def is_of_particles(self) -> bool:
@@ -182,6 +195,17 @@ class AutoDiffusion(AutoStochasticFlow):
         """The noise levels of the reverse process, ``(num_steps + 1,)``, falling to 0."""
         parts = [block.variances.double() for block in self._reverse_blocks]
         return torch.cat([*(part[:-1] for part in parts), parts[-1][-1:]])
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule whose levels these are: the one given, or the geometric one that fits the frame."""
+        if self._plan.schedule is not None:
+            return self._plan.schedule
+        h = self.variances
+        low, high = float(h[-2]), float(h[0])
+        # The last positive level is sigma_min^2, the first sigma_max^2 - sigma_min^2. One step has one level for both.
+        low = low if low < high else high * (FINEST / WIDEST) ** 2
+        return GeometricSchedule(math.sqrt(low), math.sqrt(high + low))
 
     def measure(self, z: Tensor, gradient: Tensor, log_weights: Tensor | None = None) -> Frame:
         """The frame of weighted draws ``(n, latent_dim)`` with their energy gradients."""
@@ -232,24 +256,20 @@ class AutoDiffusion(AutoStochasticFlow):
         self.field.place(frame.center, float(frame.scale.square().mean().sqrt()), width)
 
 
+@dataclass(frozen=True)
 class _Plan:
     """What the constructor was told."""
 
-    def __init__(
-        self,
-        network: nn.Module | Callable[[int], nn.Module] | None,
-        schedule: NoiseSchedule | None,
-        num_steps: int,
-        kind: str,
-        num_segments: int,
-        num_noise: int,
-        num_moves: int,
-        use_target: bool,
-        max_force: float | None,
-    ) -> None:
-        self.network, self.schedule, self.num_steps, self.kind = network, schedule, num_steps, kind
-        self.num_segments, self.num_noise, self.num_moves = num_segments, num_noise, num_moves
-        self.use_target, self.max_force = use_target, max_force
+    network: nn.Module | Callable[[int], nn.Module] | None
+    schedule: NoiseSchedule | None
+    num_steps: int
+    kind: str
+    num_segments: int
+    num_noise: int
+    num_moves: int
+    use_target: bool
+    max_force: float | None
+    frame: Frame | None
 
 
 def _segments(plan: _Plan) -> list[tuple[int, int]]:

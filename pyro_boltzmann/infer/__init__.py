@@ -4,7 +4,11 @@ from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.objectives import (
+    IDEM,
     Alpha2,
+    BEnDEM,
+    DenoisingObjective,
+    EnDEM,
     ForwardKL,
     LogVariance,
     PrioritizedBuffer,
@@ -15,7 +19,11 @@ from pyro_boltzmann.infer.objectives import (
 from pyro_boltzmann.infer.tempering import Proposal, parallel_tempering, smc
 
 __all__ = [
+    "IDEM",
     "Alpha2",
+    "BEnDEM",
+    "DenoisingObjective",
+    "EnDEM",
     "FitResult",
     "ForwardKL",
     "LogVariance",

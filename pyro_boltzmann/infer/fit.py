@@ -73,7 +73,9 @@ def fit(
     :param objective: ``"reverse_kl"`` (Pyro's ``Trace_ELBO``), ``"forward_kl"`` (maximum likelihood on ``data`` through
         the inverse path), ``"log_variance"`` or ``"trajectory_balance"`` (equal weights on the guide's own paths, or
         half of them on backward paths from ``data``), ``"alpha_2"`` (the divergence that covers modes, on annealed
-        draws of a replay buffer), a list of :class:`Phase`, or any Pyro ELBO, among them :class:`LogVariance`,
+        draws of a replay buffer), ``"target_score"``, ``"idem"``, ``"endem"`` or ``"bendem"`` (for an
+        :class:`~pyro_boltzmann.AutoDiffusion`: scores from draws of SMC, or scores and energies by denoising energy
+        matching), a list of :class:`Phase`, or any Pyro ELBO, among them :class:`LogVariance`,
         :class:`TrajectoryBalance` and :class:`Alpha2` with settings of their own (an ELBO object brings its own number
         of particles).
     :param num_steps: updates; 1000 unless given by phases.

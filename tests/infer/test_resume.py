@@ -108,7 +108,7 @@ def test_callback_that_raises(name, tmp_path):
     assert_same(resumed(name, file), unbroken(name))
 
 
-@pytest.mark.parametrize("name", ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths"])
+@pytest.mark.parametrize("name", ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths", "idem", "bendem"])
 def test_energy_that_fails_in_an_update(name, tmp_path):
     """What the objective had already remembered of the failed update is not in the checkpoint."""
     file, calls = tmp_path / "run.safetensors", []

@@ -19,11 +19,12 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 
 import pyro_boltzmann as pb
+from pyro_boltzmann.diffusion import EnergyMLP, ScoreMLP
 from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, RandomWalkTransform
 
 STEPS = 40
 NAMES = ["constant", "cosine", "forward", "phases", "score", "pyro_guide", "pyro_elbo"]
-NAMES += ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths"]
+NAMES += ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths", "idem", "bendem"]
 
 _centre = torch.tensor([[-2.0, 0.0], [2.0, 1.0]])
 
@@ -43,6 +44,7 @@ def settings(name: str) -> dict[str, Any]:
     """The arguments of ``fit`` for the run called ``name``."""
     data = torch.randn(200, 2, generator=torch.Generator().manual_seed(1)) + 1
     half = STEPS // 2
+    denoising: dict[str, Any] = {"num_noise": 12, "capacity": 150, "refresh_every": 7, "num_refresh": 60}
     special: dict[str, dict[str, Any]] = {
         "cosine": {"schedule": "cosine"},
         "forward": {"objective": "forward_kl", "data": data, "schedule": "cosine"},
@@ -54,6 +56,8 @@ def settings(name: str) -> dict[str, Any]:
         "trajectory_balance": {"objective": pb.TrajectoryBalance(32, replay=150)},
         "alpha_2": {"objective": pb.Alpha2(32, capacity=150, num_rungs=2, num_leapfrog=2)},
         "alpha_2_paths": {"objective": pb.Alpha2(32, capacity=150, refresh_every=3)},
+        "idem": {"objective": pb.IDEM(32, near_buffer=True, weighted=True, **denoising)},
+        "bendem": {"objective": pb.BEnDEM(32, check_every=3, patience=2, decay=0.9, **denoising)},
         "pyro_elbo": {"objective": Trace_ELBO(num_particles=8, vectorize_particles=True)},
     }
     chosen = special.get(name, {})
@@ -69,6 +73,10 @@ def build(name: str, energy: Any = two_wells) -> tuple[Any, Any]:
     model = pb.BoltzmannModel(energy, 2)
     if name.startswith("pyro"):
         return model, AutoDiagonalNormal(model)
+
+    if name in ("idem", "bendem"):
+        kind, network = ("score", ScoreMLP(2, 16, 1)) if name == "idem" else ("energy", EnergyMLP(2, 16, 1))
+        return model, pb.AutoDiffusion(model, network, kind=kind, num_steps=5, use_target=name == "idem")
 
     def blocks(energy: Any, dim: int) -> list[Any]:
         if name == "alpha_2":

@@ -179,11 +179,12 @@ class PreconditionedEnergy(_Preconditioner):
     target.
 
     The target is held outside the module tree: not trained, not in ``state_dict``, shared by ``deepcopy``. Its
-    evaluations are counted, and saved where :math:`\gamma = 0` for a whole batch.
+    evaluations are counted, and saved where :math:`\gamma = 0` for a whole batch. With ``energy=None`` the gate is 0,
+    and the network is full-sized without noise.
 
     :param network: :math:`f_\theta(x, h)`, ``(*batch, dim)`` and a variance to ``(*batch)``, for example
         :class:`EnergyMLP` or :class:`InvariantNetwork`.
-    :param energy: the target :math:`u`.
+    :param energy: the target :math:`u`, or ``None``.
     :param dim: :math:`d`.
     :param gate_scale: :math:`c`, the noise that begins to blur the target: the width of a mode.
     :param data_scale: :math:`s`.
@@ -209,7 +210,7 @@ class PreconditionedEnergy(_Preconditioner):
     def __init__(
         self,
         network: nn.Module,
-        energy: Energy | HeldEnergy,
+        energy: Energy | HeldEnergy | None,
         dim: int,
         *,
         gate_scale: float,
@@ -235,15 +236,23 @@ class PreconditionedEnergy(_Preconditioner):
         :param variance: :math:`h`, a number or a tensor that broadcasts to ``(*batch)``.
         :raises ShapeError: if a shape is wrong.
         """
+        return self._value(x, self._coefficients(variance, x))[0]
+
+    def energy_and_spread(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`energy` and the spread of :meth:`score_and_spread` in one pass, without a gradient."""
         at = self._coefficients(variance, x)
-        smooth, _ = self._smooth_part(x, at)
+        value, scalars = self._value(x, at)
+        return value, self._spread(scalars, at, x.shape)
+
+    def _value(self, x: Tensor, at: _Coefficients) -> tuple[Tensor, Tensor | None]:
+        smooth, scalars = self._smooth_part(x, at)
         if not at.needs_target:
-            return smooth
+            return smooth, scalars
         y = x
         if torch.is_grad_enabled() and x.requires_grad:
             y = x.view_as(x)
             y.register_hook(_finite_rows)
-        return smooth + at.gate * self._bent(energy_value(self._energy, y))
+        return smooth + at.gate * self._bent(energy_value(self._energy, y)), scalars
 
     def score(self, x: Tensor, variance: float | Tensor) -> Tensor:
         r""":math:`-\nabla_x u_\theta(x, h)`, of the shape of ``x``.

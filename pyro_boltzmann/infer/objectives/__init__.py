@@ -1,6 +1,7 @@
 """Training objectives as Pyro ELBO objects."""
 
 from pyro_boltzmann.infer.objectives.alpha2 import Alpha2
+from pyro_boltzmann.infer.objectives.denoising import IDEM, BEnDEM, DenoisingObjective, EnDEM
 from pyro_boltzmann.infer.objectives.forward_kl import ForwardKL
 from pyro_boltzmann.infer.objectives.log_variance import LogVariance
 from pyro_boltzmann.infer.objectives.named import OBJECTIVE_NAMES, named_objective
@@ -12,8 +13,12 @@ from pyro_boltzmann.infer.objectives.target_score import TargetScoreMatching
 from pyro_boltzmann.infer.objectives.trajectory_balance import TrajectoryBalance
 
 __all__ = [
+    "IDEM",
     "OBJECTIVE_NAMES",
     "Alpha2",
+    "BEnDEM",
+    "DenoisingObjective",
+    "EnDEM",
     "ForwardKL",
     "LogVariance",
     "PathObjective",

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_boltzmann.infer.objectives.alpha2 import Alpha2
+from pyro_boltzmann.infer.objectives.denoising import IDEM, BEnDEM, DenoisingObjective, EnDEM
 from pyro_boltzmann.infer.objectives.log_variance import LogVariance
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
 from pyro_boltzmann.infer.objectives.target_score import TargetScoreMatching
@@ -14,7 +15,10 @@ from pyro_boltzmann.infer.objectives.trajectory_balance import TrajectoryBalance
 
 __all__ = ["OBJECTIVE_NAMES", "named_objective"]
 
-OBJECTIVE_NAMES = ("reverse_kl", "forward_kl", "log_variance", "trajectory_balance", "alpha_2", "target_score")
+OBJECTIVE_NAMES = (
+    *("reverse_kl", "forward_kl", "log_variance", "trajectory_balance", "alpha_2", "target_score"),
+    *("idem", "endem", "bendem"),
+)
 """What :func:`~pyro_boltzmann.fit` takes as ``objective``."""
 
 
@@ -39,4 +43,11 @@ def named_objective(
         if weight_power != 1:
             raise ValueError("target_score learns the target itself; weight_power has no use there, leave it out")
         return TargetScoreMatching(num_particles, data=data, log_weights=log_weights)
+    denoising: dict[str, type[DenoisingObjective]] = {"idem": IDEM, "endem": EnDEM, "bendem": BEnDEM}
+    if name in denoising:
+        if data is not None:
+            raise ValueError(
+                f"{name} learns from the energy at points of its own and has no use for data; leave it out"
+            )
+        return denoising[name](num_particles)
     return None
