@@ -23,7 +23,7 @@ VENV_USABLE := $(shell [ "$$(cat .venv/.made 2>/dev/null)" = "$$PWD" ] && [ ! -e
 
 .PHONY: help
 help:
-	@echo "make demo       sample a double well with a stochastic flow (results in demo_output/)"
+	@echo "make demo       a double well by a stochastic flow, 40 Gaussians by a diffusion sampler (results in demo_output/)"
 	@echo "make test       tests, doctests and the README's examples"
 	@echo "make lint       ruff check, ruff format --check, mypy --strict"
 	@echo "make docs       the documentation, in docs/_build/html"
@@ -35,6 +35,10 @@ help:
 .PHONY: demo
 demo: .venv/.installed-run
 	.venv/bin/pyro-boltzmann sample double_well --sampler snf --num-samples 100000 --seed 0 --out demo_output
+	@echo
+	.venv/bin/pyro-boltzmann sample gmm40 --sampler diffusion --num-samples 10000 --seed 0 --minutes 1 --out demo_output/gmm40
+	@echo; for run in demo_output demo_output/gmm40; do \
+	  printf '%s: ' $$run; sed -n 's/.*"verdict": "\(.*\)".*/\1/p' $$run/report.json; done
 
 .PHONY: test
 test: .venv/.installed-test

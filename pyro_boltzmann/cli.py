@@ -43,6 +43,7 @@ The same command continues a run that was stopped; a finished training is not re
 examples:
   pyro-boltzmann sample double_well --sampler snf --num-samples 100000 --seed 0 --out double_well_run
   pyro-boltzmann sample eight_schools --sampler flow --num-samples 20000 --seed 1 --out schools --minutes 2
+  pyro-boltzmann sample gmm40 --sampler diffusion --num-samples 20000 --seed 0 --out gmm40
   pyro-boltzmann sample dw4 --sampler smc --num-samples 16000 --seed 0 --out dw4_smc
   pyro-boltzmann sample my_energies:ring --dim 2 --num-samples 50000 --seed 0 --out ring
 
@@ -266,7 +267,8 @@ def _parser() -> _Parser:
         "--sampler",
         default="snf",
         metavar="NAME",
-        help="snf (stochastic flow, default), flow, smc (sequential Monte Carlo) or pt (parallel tempering)",
+        help="snf (stochastic flow, default), flow, diffusion (also: bendem), smc (sequential Monte Carlo) or pt "
+        "(parallel tempering)",
     )
     sample.add_argument(
         "--num-samples", type=_positive_int, required=True, metavar="N", help="number of weighted draws"

@@ -82,9 +82,12 @@ class TinyArchitecture:
     callback: Callable[[Any], None] | None = None
     trainings = 0
 
-    def blocks(self, energy: Any, dim: int, target: Any = None) -> list[Any]:
-        flow = T.affine_autoregressive(dim) if dim > 1 else T.Spline(1)
-        return [flow, MetropolisAdjusted(RandomWalkTransform(dim, 0.5), energy)]
+    def guide(self, model: Any, target: Any = None) -> pb.AutoStochasticFlow:
+        def blocks(energy: Any, dim: int) -> list[Any]:
+            flow = T.affine_autoregressive(dim) if dim > 1 else T.Spline(1)
+            return [flow, MetropolisAdjusted(RandomWalkTransform(dim, 0.5), energy)]
+
+        return pb.AutoStochasticFlow(model, blocks)
 
     def train(self, model: Any, guide: Any, *, target: Any, seed: int, scale: float = 1.0, **kwargs: Any) -> Any:
         type(self).trainings += 1

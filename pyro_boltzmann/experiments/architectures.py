@@ -1,4 +1,4 @@
-"""Ready-made samplers for the command line and the experiments: their blocks, and how they are trained."""
+"""Ready-made samplers for the command line and the experiments: their guides, and how they are trained."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_boltzmann.diagnostics import WeightedSamples
 from pyro_boltzmann.energies import AnnealedEnergy, Energy, EvaluationCount, NormalEnergy
 from pyro_boltzmann.experiments.adaptation import adapt_scales
+from pyro_boltzmann.experiments.diffusion_architecture import DiffusionArchitecture
 from pyro_boltzmann.experiments.teacher import annealed_teacher
 from pyro_boltzmann.experiments.threads import one_thread
 from pyro_boltzmann.guides import AutoStochasticFlow
@@ -24,7 +25,7 @@ from pyro_boltzmann.infer import FitResult, Phase, fit, importance_sample
 from pyro_boltzmann.stochastic import MetropolisAdjusted, RandomWalkTransform
 from pyro_boltzmann.transforms import ElementwiseAffine, PushforwardEnergy
 
-__all__ = ["ARCHITECTURES", "Architecture", "even_knots"]
+__all__ = ["ARCHITECTURES", "SNF", "Architecture", "even_knots"]
 
 TEACHER_DRAWS = 10_000
 """Weighted draws of annealed importance sampling from which a flow learns where the modes are."""
@@ -86,6 +87,10 @@ class Architecture:
             )
             for position in (rung / self.num_rungs for rung in range(1, self.num_rungs + 1))
         ]
+
+    def guide(self, model: Callable[..., Any], target: Any = None) -> AutoStochasticFlow:
+        """An untrained guide of ``model`` with these :meth:`blocks`."""
+        return AutoStochasticFlow(model, lambda energy, dim: self.blocks(energy, dim, target))
 
     def train(
         self,
@@ -247,8 +252,11 @@ def _join(first: FitResult, second: FitResult, extra: EvaluationCount, clock: _C
     )
 
 
-ARCHITECTURES: dict[str, Architecture] = {
+SNF = Architecture("snf", num_rungs=NUM_RUNGS)
+"""The stochastic flow."""
+ARCHITECTURES: dict[str, Architecture | DiffusionArchitecture] = {
     "flow": Architecture("flow"),
-    "snf": Architecture("snf", num_rungs=NUM_RUNGS),
+    "snf": SNF,
+    "diffusion": DiffusionArchitecture("diffusion"),
 }
 """Samplers by their names on the command line."""

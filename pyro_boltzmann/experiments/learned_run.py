@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +19,32 @@ from pyro_boltzmann.experiments.targets import ResolvedTarget
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, importance_sample
 
-__all__ = ["LearnedRun"]
+__all__ = ["LearnedRun", "LearnedSampler"]
 
 HISTORY_ROWS = 400
 BATCH = 2**14
 IN_MEMORY = "; all draws are on this error's .samples"
+
+
+class LearnedSampler(Protocol):
+    """A ready-made sampler: how its guide is built, and how that is trained."""
+
+    @property
+    def name(self) -> str: ...
+
+    def guide(self, model: Callable[..., Any], target: Any = None) -> AutoStochasticFlow: ...
+
+    def train(
+        self,
+        model: Callable[..., Any],
+        guide: AutoStochasticFlow,
+        *,
+        seed: int,
+        target: Any,
+        max_seconds: float | None,
+        checkpoint: Path | None,
+        progress: bool,
+    ) -> FitResult: ...
 
 
 @dataclass
@@ -31,7 +52,7 @@ class LearnedRun:
     """A guide that is trained, then drawn from: the steps in their order."""
 
     resolved: ResolvedTarget
-    architecture: Any
+    architecture: LearnedSampler
     num_samples: int
     seed: int
     folder: Path
@@ -66,18 +87,15 @@ class LearnedRun:
         )
 
     def build(self) -> None:
-        target, architecture = self.resolved.target, self.architecture
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(stream_seed(self.seed, "parameters"))
-            self.guide = AutoStochasticFlow(
-                self.resolved.model, lambda energy, dim: architecture.blocks(energy, dim, target)
-            ).initialize()
+            self.guide = self.architecture.guide(self.resolved.model, self.resolved.target).initialize()
 
     def train(self, minutes: float | None) -> FitResult:
         resumes = bool(checkpoints(self.folder))
         self.announce(f"{'continuing' if resumes else 'training'} {self.architecture.name} on {self.resolved.name}")
         try:
-            fitted: FitResult = self.architecture.train(
+            fitted = self.architecture.train(
                 self.resolved.model,
                 self.guide,
                 target=self.resolved.target,
@@ -151,7 +169,9 @@ class LearnedRun:
 def _thin(history: dict[str, list[float]]) -> dict[str, list[float | None]]:
     """A training curve short enough to travel in an attribute of the file; NaN is no JSON."""
     step = max(1, -(-len(history.get("step", [])) // HISTORY_ROWS))
-    names = [name for name in ("step", "elbo", "ess") if name in history]
+    # An objective without paths has no ELBO to show, but a loss.
+    shown = ("step", "elbo", "ess") if any(value == value for value in history.get("elbo", [])) else ("step", "loss")
+    names = [name for name in shown if name in history]
     return {name: [value if value == value else None for value in history[name][::step]] for name in names}
 
 

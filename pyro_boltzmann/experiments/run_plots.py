@@ -140,6 +140,9 @@ def _label(ws: WeightedSamples, position: int) -> str:
 
 def _training(history: dict[str, Any], target: Target | None) -> Figure:
     # JSON has no NaN: None stands for it in a file that was read back.
+    if "elbo" not in history:
+        steps, losses = (np.asarray(history[name], dtype=np.float64) for name in ("step", "loss"))
+        return plot_training(steps, losses, ylabel="loss", unit="")
     rows = {name: np.asarray(history[name], dtype=np.float64) for name in ("step", "elbo", "ess")}
     known = target.log_z if target is not None and target.log_z_origin in ("exact", "certified") else None
     return plot_training(rows["step"], rows["elbo"], rows["ess"], log_z=known)

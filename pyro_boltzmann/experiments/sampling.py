@@ -12,7 +12,7 @@ import torch
 from pyro_boltzmann.diagnostics import build_report, write_report
 from pyro_boltzmann.energies.evaluation import count_evaluations
 from pyro_boltzmann.exceptions import PyroBoltzmannError, ShapeError
-from pyro_boltzmann.experiments.learned_run import LearnedRun
+from pyro_boltzmann.experiments.learned_run import LearnedRun, LearnedSampler
 from pyro_boltzmann.experiments.reference_draws import draw_reference
 from pyro_boltzmann.experiments.run_folder import REPORT, check_writable, claim
 from pyro_boltzmann.experiments.run_metrics import draw_exact, failures_of, run_metrics
@@ -23,6 +23,8 @@ from pyro_boltzmann.experiments.tempered_run import TEMPERED, TemperedRun
 
 __all__ = ["UnknownSamplerError", "run"]
 
+ALIASES = {"bendem": "diffusion"}
+"""Other names of samplers, by which users of other programs know them."""
 REFERENCE_NOTE = (
     "distances and their floors are from reference samples (sequential Monte Carlo): this target has no exact ones"
 )
@@ -54,7 +56,7 @@ def run(
     The same call continues from the checkpoint in ``out``; a finished training is not repeated.
 
     :param target: a catalogue name or ``module:object`` (:func:`~.targets.resolve_target`).
-    :param sampler: a name in ``ARCHITECTURES`` or in ``TEMPERED``.
+    :param sampler: a name in ``ARCHITECTURES``, ``TEMPERED`` or ``ALIASES``.
     :param num_samples: draws, at least one.
     :param seed: of everything random in the run.
     :param out: folder for the results; made if missing, and tried before anything else.
@@ -69,6 +71,7 @@ def run(
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ShapeError(f"num_samples must be a whole number of draws >= 1, got {num_samples!r}")
+    sampler = ALIASES.get(sampler, sampler)
     architecture = _architecture(sampler)
     folder = check_writable(out)
     resolved = resolve_target(target, dim)
@@ -125,7 +128,7 @@ def _conclude(outcome: Outcome, run: LearnedRun | TemperedRun) -> dict[str, Any]
     return report
 
 
-def _architecture(sampler: str) -> Any:
+def _architecture(sampler: str) -> LearnedSampler | None:
     """The ready-made architecture of a name; ``None`` for a reference sampler, which needs none."""
     if sampler in TEMPERED:
         return None
@@ -133,4 +136,5 @@ def _architecture(sampler: str) -> Any:
     if sampler not in architectures:
         known = ", ".join([*architectures, *TEMPERED])
         raise UnknownSamplerError(f"no sampler is named {sampler!r}; known names: {known}")
-    return architectures[sampler]
+    chosen: LearnedSampler = architectures[sampler]
+    return chosen

@@ -38,7 +38,7 @@ from pyro_boltzmann.energies import AnnealedEnergy, Energy, NormalEnergy
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.energies.catalogue.double_well import DELTA_F, LOG_Z
 from pyro_boltzmann.experiments.adaptation import total_seconds
-from pyro_boltzmann.experiments.architectures import ARCHITECTURES
+from pyro_boltzmann.experiments.architectures import SNF
 from pyro_boltzmann.experiments.double_well_seeds import SEEDS, over_seeds
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.experiments.run_plots import path_ess_figure
@@ -92,7 +92,7 @@ MODELS: dict[str, Callable[[Energy, int], list[Any]]] = {
     "rnvp_mc": lambda energy, dim: _interleave(_rnvp(), energy),
     "nsf_mc": lambda energy, dim: _interleave(_nsf(), energy),
     "rnvp_mc_learned": lambda energy, dim: _interleave(_rnvp(), energy, learned=True),
-    HEADLINE: lambda energy, dim: ARCHITECTURES["snf"].blocks(energy, dim, TARGET),
+    HEADLINE: lambda energy, dim: SNF.blocks(energy, dim, TARGET),
 }
 """The five published models (with their training), and ours (trained on the energy alone)."""
 
@@ -148,7 +148,7 @@ def _ours(model: Any, seed: int, share: float, count: int, repeats: int) -> dict
     """Train our model from one seed, and score it beside exact samples of the same number and size."""
     torch.manual_seed(seed * 1000 + 500)
     guide = AutoStochasticFlow(model, MODELS[HEADLINE])
-    result = ARCHITECTURES["snf"].train(model, guide, seed=seed, target=TARGET, progress=False, scale=share)
+    result = SNF.train(model, guide, seed=seed, target=TARGET, progress=False, scale=share)
     exact = [TARGET.sample(count, generator=_generator(seed, 2000 + r)) for r in range(repeats + 1)]
     floor = _floor(exact[:repeats])
     rows = _analyse(model, guide, result, seed, count, repeats, exact[-1], floor).metrics
@@ -202,9 +202,7 @@ def _train(
     progress: bool,
 ) -> FitResult:
     if name == HEADLINE:
-        return ARCHITECTURES["snf"].train(
-            model, guide, seed=seed, target=TARGET, checkpoint=checkpoint, progress=progress, scale=share
-        )
+        return SNF.train(model, guide, seed=seed, target=TARGET, checkpoint=checkpoint, progress=progress, scale=share)
     steps = max(2, round(STEPS * share))
     with one_thread():
         return fit(

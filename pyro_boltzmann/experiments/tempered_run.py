@@ -13,9 +13,9 @@ from pyro_boltzmann.experiments.run_folder import CHECKPOINT, DRAWS, checkpoints
 from pyro_boltzmann.experiments.run_metrics import stream_seed
 from pyro_boltzmann.experiments.run_outcome import Outcome, describe_run
 from pyro_boltzmann.experiments.targets import ResolvedTarget
-from pyro_boltzmann.infer import Proposal, parallel_tempering, smc
+from pyro_boltzmann.experiments.wide_proposal import wide_proposal
+from pyro_boltzmann.infer import parallel_tempering, smc
 from pyro_boltzmann.infer.tempering.problem import Problem, resolve_problem
-from pyro_boltzmann.infer.tempering.proposal import resolve_proposal
 
 __all__ = ["TEMPERED", "TemperedRun", "smc_chains"]
 
@@ -78,7 +78,7 @@ class TemperedRun:
     def _draw(self, problem: Problem, max_seconds: float | None) -> WeightedSamples:
         common: dict[str, Any] = {
             "num_samples": self.num_samples,
-            "proposal": self._proposal(problem),
+            "proposal": wide_proposal(problem, self.resolved.target),
             "max_seconds": max_seconds,
             "checkpoint": self.folder / CHECKPOINT,
             "seed": stream_seed(self.seed, "draws"),
@@ -93,12 +93,6 @@ class TemperedRun:
                 f"got {self.num_samples}"
             )
         return parallel_tempering(self.resolved.model, num_chains=chains, **common)
-
-    def _proposal(self, problem: Problem) -> Proposal:
-        target = self.resolved.target
-        if target is not None and len(target.bounds) == problem.dim:
-            return resolve_proposal(None, resolve_problem(target, (), {}, None), (), {})
-        return resolve_proposal(None, problem, (), {})
 
     def _notes(self, draws: WeightedSamples) -> list[str]:
         if self.sampler == "pt":

@@ -16,8 +16,7 @@ from pyro_boltzmann.experiments.architectures import ARCHITECTURES
 def _guide(name: str, target: pb.energies.catalogue.Target, seed: int) -> tuple[object, pb.AutoStochasticFlow]:
     torch.manual_seed(seed)
     model = target.model()
-    blocks = ARCHITECTURES[name].blocks
-    return model, pb.AutoStochasticFlow(model, lambda energy, dim: blocks(energy, dim, target), latent_dim=target.dim)
+    return model, ARCHITECTURES[name].guide(model, target).initialize()
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -48,12 +47,13 @@ def test_a_small_mode_survives_training() -> None:
     assert int(is_small.sum()) > 50
 
 
-def test_training_resumes_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["snf", "diffusion"])
+def test_training_resumes_where_it_was(name: str, tmp_path: Path) -> None:
     target = pb.catalogue["double_well"]
     states = []
     for file in (tmp_path / "a.safetensors", tmp_path / "a.safetensors", None):
-        model, guide = _guide("snf", target, seed=3)
-        ARCHITECTURES["snf"].train(model, guide, target=target, seed=3, checkpoint=file, progress=False, scale=0.02)
+        model, guide = _guide(name, target, seed=3)
+        ARCHITECTURES[name].train(model, guide, target=target, seed=3, checkpoint=file, progress=False, scale=0.02)
         states.append(guide.state_dict())
     for other in states[1:]:
         assert all(torch.equal(states[0][key], other[key]) for key in states[0])
@@ -73,7 +73,7 @@ def test_scales_reach_their_acceptance_rate() -> None:
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_any_dimension(dim: int) -> None:
     model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), dim)
-    guide = pb.AutoStochasticFlow(model, lambda energy, d: ARCHITECTURES["snf"].blocks(energy, d))
+    guide = ARCHITECTURES["snf"].guide(model)
     draws = pb.importance_sample(model, guide, num_samples=5_000, seed=0)
     exact = 0.5 * dim * math.log(2 * math.pi)
     assert abs(draws.log_normalizer - exact) < 4.5 * draws.log_normalizer_error + 1e-6

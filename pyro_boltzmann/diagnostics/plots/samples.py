@@ -14,6 +14,13 @@ from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["plot_samples_over_energy"]
 
+LOW_ENERGY = 4.0
+"""Most draws lie below this, in kT."""
+NEARLY_SQUARE = 0.1
+"""Boxes whose sides differ by less than this, as a logarithm, are drawn to scale."""
+ROOMY = 0.17
+"""Where the low energies fill this share of the picture, dots and lines have their full size."""
+
 
 def plot_samples_over_energy(
     samples: Tensor,
@@ -45,20 +52,25 @@ def plot_samples_over_energy(
         values = to_numpy(energy(mesh.reshape(-1, 2))).reshape(200, 200)
     values = np.where(np.isfinite(values), values, np.inf)
     values = np.minimum(values - values.min(), max_energy + 1.0)
-    figure, (axes,) = new_figure(5.6, 4.3)
+    # Narrow wells would vanish behind dots and lines of full size.
+    room = min(1.0, float((values < LOW_ENERGY).mean()) / ROOMY) ** 1.5
+    is_to_scale = abs(np.log((limits[1] - limits[0]) / (limits[3] - limits[2]))) < NEARLY_SQUARE
+    figure, (axes,) = new_figure(5.0 if is_to_scale else 5.6, 4.3)
     levels = np.linspace(0.0, max_energy, 13)
     filled = axes.contourf(grid_x, grid_y, values, levels=levels, cmap="GnBu_r", alpha=0.9)
-    axes.contour(grid_x, grid_y, values, levels=levels[1:], colors="white", linewidths=0.5)
+    axes.contour(grid_x, grid_y, values, levels=levels[1:], colors="white", linewidths=0.5 * room)
     step = max(1, len(points) // max_points)
     shown = points[::step][:max_points]
-    sizes: float | np.ndarray[tuple[int], np.dtype[np.float64]] = 5.0
+    sizes: float | np.ndarray[tuple[int], np.dtype[np.float64]] = 5.0 * room
     if log_weights is not None:
         chosen = to_numpy(log_weights)[::step][:max_points]
         weights = np.exp(chosen - chosen.max())
-        sizes = np.clip(4.0 * weights / weights.mean(), 0.0, 120.0)
+        sizes = room * np.clip(4.0 * weights / weights.mean(), 0.0, 120.0)
     axes.scatter(shown[:, 0], shown[:, 1], s=sizes, color="#c2452d", alpha=0.55, linewidths=0)
     axes.set_xlim(limits[0], limits[1])
     axes.set_ylim(limits[2], limits[3])
+    if is_to_scale:
+        axes.set_aspect("equal")
     bar = figure.colorbar(filled, ax=axes, pad=0.02)
     bar.set_label("energy above its minimum (kT)", color=INK, fontsize=10)
     bar.ax.tick_params(colors=INK, labelsize=9, length=0)

@@ -18,12 +18,14 @@ def plot_training(
     *,
     log_z: float | None = None,
     ylabel: str = "ELBO",
+    unit: str = "kT",
     title: str = "Training",
 ) -> Figure:
     """ELBO (or any loss, named by ``ylabel``) and ESS against the training step.
 
     :param elbo: ``(T,)``; drawn faintly, with a running median on top.
     :param ess: ``(T,)`` fractions; NaN where it was not measured.
+    :param unit: of the ELBO or loss, for its axis; empty for none.
     :param log_z: the exact value, which the ELBO approaches from below.
     """
     x, y = to_numpy(steps), to_numpy(elbo)
@@ -37,7 +39,7 @@ def plot_training(
         high = max(high, log_z)
     margin = 0.08 * max(high - low, 1e-3)
     axes[0].set_ylim(low - margin, high + margin)
-    tidy(axes[0], title=title, x="step", y=f"{ylabel} (kT)")
+    tidy(axes[0], title=title, x="step", y=f"{ylabel} ({unit})" if unit else ylabel)
     if ess is not None:
         values = to_numpy(ess)
         measured = np.isfinite(values)

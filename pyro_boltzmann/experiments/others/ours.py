@@ -7,11 +7,10 @@ from typing import Any
 from pyro_boltzmann.diagnostics.weights import effective_sample_size
 from pyro_boltzmann.energies.boltzmann_model import BoltzmannModel
 from pyro_boltzmann.energies.evaluation import count_evaluations
-from pyro_boltzmann.experiments.architectures import ARCHITECTURES
+from pyro_boltzmann.experiments.architectures import SNF
 from pyro_boltzmann.experiments.others.clock import CpuClock
 from pyro_boltzmann.experiments.others.problem import BenchProblem
 from pyro_boltzmann.experiments.others.record import Outcome, bulk_ess
-from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample, parallel_tempering, smc
 from pyro_boltzmann.infer.randomness import seeded
 
@@ -58,14 +57,11 @@ def run_parallel_tempering(problem: BenchProblem, size: int, seed: int) -> Outco
 def run_stochastic_flow(problem: BenchProblem, size: int, seed: int) -> Outcome:
     """The stochastic flow of ``pyro-boltzmann sample``, trained for ``size`` updates; then 100 draws an update."""
     model: Any = BoltzmannModel(problem.energy, problem.dim) if problem.target is None else problem.target.model()
-    architecture = ARCHITECTURES["snf"]
     clock = CpuClock()
     with clock("run"), count_evaluations() as count:
         with seeded(seed):
-            guide = AutoStochasticFlow(
-                model, lambda energy, dim: architecture.blocks(energy, dim, problem.target)
-            ).initialize()
-        architecture.train(model, guide, seed=seed, target=problem.target, progress=False, scale=size / FULL_SCALE)
+            guide = SNF.guide(model, problem.target).initialize()
+        SNF.train(model, guide, seed=seed, target=problem.target, progress=False, scale=size / FULL_SCALE)
         draws = importance_sample(model, guide, num_samples=100 * size, seed=seed + 100)
     weights = draws.log_weights.numpy()
     return Outcome(

@@ -195,7 +195,13 @@ class TargetScoreMatching(PathObjective):
 
     def settings(self) -> dict[str, Any]:
         given = None if self.data is None else len(self.data)
-        return {"num_particles": self.num_particles, "num_draws": self.num_draws, "smc": str(self.smc), "data": given}
+        # How long it may take says nothing of what it is, and the text of an object may hold its address.
+        teacher = {
+            name: value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+            for name, value in sorted(self.smc.items())
+            if name not in ("max_seconds", "progress")
+        }
+        return {"num_particles": self.num_particles, "num_draws": self.num_draws, "smc": teacher, "data": given}
 
     def begin(self) -> None:
         self._draws = self._rows = self._moments = None
