@@ -62,7 +62,7 @@ class Plan:
         """Steps of the reverse process where only a share of the training is done, which many would be lost on.
 
         >>> PLANS["gmm40"].shortened_steps(1.0), PLANS["gmm40"].shortened_steps(0.25)
-        (200, 100)
+        (100, 50)
         """
         return max(20, round(self.num_steps * math.sqrt(share)))
 
@@ -80,6 +80,7 @@ PLANS: dict[str, Plan] = {
         minutes=6.0,
         num_samples=10_000,
         size=1000,
+        num_steps=100,
         kind="energy",
         num_segments=10,
         replicates=20,
