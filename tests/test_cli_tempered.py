@@ -54,7 +54,7 @@ def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(tmp_path / "b", "double_well", "--sampler", "snf", "--num-samples", "10", "--freeze") == 2
     assert "only the sampler 'smc'" in capsys.readouterr().err
     assert sample(tmp_path / "c", "double_well", "--sampler", "nuts", "--num-samples", "10") == 2
-    assert "snf, smc, pt" in capsys.readouterr().err
+    assert "snf, diffusion, smc, pt" in capsys.readouterr().err
 
 
 def test_draws_too_few_to_tell_are_called_unreliable(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class SeedRun:
             self.model,
             guide,
             num_samples=num_samples,
-            resample_below=0.5,
+            resample_below=0.9,
             seed=stream_seed(self.seed, f"replicate {index}"),
         )
         roots = num_samples if draws.roots is None else len(draws.roots.unique())
