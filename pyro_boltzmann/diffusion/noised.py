@@ -63,7 +63,7 @@ class NoisedEnergy:
 
 
 class EstimatedEnergy:
-    r"""The estimate :math:`E_K(x, h) = -\log rac1K \sum_k e^{-u(x + \sqrt h\, z_k)}` with fresh noise at each call: a
+    r"""The estimate :math:`E_K(x, h) = -\log \frac1K \sum_k e^{-u(x + \sqrt h\, z_k)}` with fresh noise at each call: a
     density by which paths may be resampled without having learned one.
 
     It is random, and :math:`e^{-E_K}` is positive and unbiased for the noised density. A
