@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -74,7 +74,8 @@ class ReverseDiffusion(StochasticBlock):
         *,
         max_score: float | None = None,
     ) -> None:
-        levels = torch.as_tensor(variances, dtype=torch.float64)
+        # A copy: the buffer is written to, and callers hand out parts of one tensor.
+        levels = torch.as_tensor(variances, dtype=torch.float64).detach().clone()
         if levels.dim() != 1 or len(levels) < 2:
             raise ValueError(f"a reverse process needs two variances or more, got shape {tuple(levels.shape)}")
         super().__init__(dim, (NoisePart("normal", dim),), num_repeats=len(levels) - 1, is_involution=False)
@@ -109,10 +110,17 @@ class ReverseDiffusion(StochasticBlock):
         return self._plain[0] if self._plain else self.field
 
     def _levels_of(self, index: int) -> tuple[float, float]:
-        # Read once: a buffer may live on a GPU, and load_state_dict or a move of the module replaces its values.
-        if len(self._levels) != len(self.variances) or self._stamp != self.variances._version:
-            self._levels, self._stamp = self.variances.tolist(), self.variances._version
+        if not self._levels:  # read once, because a buffer may live on a GPU
+            self._levels = self.variances.tolist()
         return self._levels[index], self._levels[index + 1]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._levels = []
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._levels = []
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _forward_kernel(self, x: Tensor, index: int) -> tuple[Tensor, Tensor, float]:
         """Mean, standard deviation ``(*batch, dim)`` or ``(*batch, 1)``, and the variance of the way back."""
@@ -152,8 +160,6 @@ class ReverseDiffusion(StochasticBlock):
         result = (self.step_inverse if inverse else self.step)(x, noise, memo, index)
         energy = 0.5 * (noise[0].square() - result.noise[0].square()).sum(-1)
         return result.x, energy + result.ladj, result.memo, result.info
-
-    _stamp: int = -1
 
     def sample_noise(self, batch_shape: torch.Size, like: Tensor, generator: Generator | None = None) -> Tensor:
         return torch.randn((*batch_shape, self.noise_dim), dtype=like.dtype, device=like.device, generator=generator)

@@ -40,19 +40,20 @@ NARROW, COARSE = 1.0, 2.0
 
 
 class Frame(NamedTuple):
-    r"""Where a target lives: its mean and standard deviations, ``(dim,)`` each, and the width of its modes,
-    :math:`c = \sqrt{d / E|\nabla u|^2}`."""
+    r"""Where a target lives: its mean and standard deviations, ``(dim,)`` each, the width of its modes,
+    :math:`c = \sqrt{d / E|\nabla u|^2}`, and its mean energy."""
 
     center: Tensor
     scale: Tensor
     width: float
+    level: float = 0.0
 
     @classmethod
     def guess(cls, dim: int, scale: float = 1.0, width: float | None = None) -> Frame:
         """Around zero, with one standard deviation in all directions and modes as wide, unless told otherwise.
 
         >>> Frame.guess(2, 3.0)
-        Frame(center=tensor([0., 0.]), scale=tensor([3., 3.]), width=3.0)
+        Frame(center=tensor([0., 0.]), scale=tensor([3., 3.]), width=3.0, level=0.0)
         """
         return cls(torch.zeros(dim), torch.full((dim,), float(scale)), float(scale if width is None else width))
 
@@ -80,10 +81,12 @@ class AutoDiffusion(AutoStochasticFlow):
         by an estimate with ``num_noise`` points (:class:`~pyro_boltzmann.diffusion.EstimatedEnergy`).
     :param num_noise: K of that estimate.
     :param num_moves: with ``kind="energy"``, trajectories of Hamiltonian Monte Carlo on the learned density at each
-        cut: the learned energies are then the annealing path of sequential Monte Carlo.
+        cut: the learned energies are then the annealing path of sequential Monte Carlo. Their steps fit the noise;
+        objectives that run paths adapt them.
     :param use_target: whether the target's own gradient (and energy) is part of the score at small noise.
     :param frame: where the target lives, if it is known without draws (:meth:`Frame.guess`); otherwise a given schedule
         is taken to fit the target.
+    :param max_force: bound on the norm of the target's gradient in the score (``kind="score"``), or ``None``.
     :param latent_dim: as for :class:`AutoStochasticFlow`, like ``dtype`` and ``init_loc_fn``.
     :raises ValueError: for settings that contradict each other.
 
@@ -126,6 +129,9 @@ class AutoDiffusion(AutoStochasticFlow):
         )
         super().__init__(model, self._init_blocks, latent_dim=latent_dim, dtype=dtype, init_loc_fn=init_loc_fn)
 
+    is_placed: Tensor
+    """Whether :meth:`place` was called since the guide was made."""
+
     def _init_blocks(self, energy: Energy, dim: int) -> Iterable[Any]:
         plan = self._plan
         network = plan.network
@@ -166,7 +172,9 @@ class AutoDiffusion(AutoStochasticFlow):
         frame = plan.frame
         if frame is None and plan.schedule is not None:
             frame = Frame.guess(latent_dim, plan.schedule.sigma_max / WIDEST, plan.schedule.sigma_min / FINEST)
+        self.register_buffer("is_placed", torch.tensor(False))
         self.place(Frame.guess(latent_dim) if frame is None else frame)
+        self.is_placed.fill_(False)
 
     @property
     def is_of_particles(self) -> bool:
@@ -207,8 +215,10 @@ class AutoDiffusion(AutoStochasticFlow):
         low = low if low < high else high * (FINEST / WIDEST) ** 2
         return GeometricSchedule(math.sqrt(low), math.sqrt(high + low))
 
-    def measure(self, z: Tensor, gradient: Tensor, log_weights: Tensor | None = None) -> Frame:
-        """The frame of weighted draws ``(n, latent_dim)`` with their energy gradients."""
+    def measure(
+        self, z: Tensor, gradient: Tensor, log_weights: Tensor | None = None, energy: Tensor | None = None
+    ) -> Frame:
+        """The frame of weighted draws ``(n, latent_dim)`` with their energy gradients (and energies ``(n,)``)."""
         n = len(z)
         w = (torch.zeros(n) if log_weights is None else log_weights).to(z.device).double().softmax(0).unsqueeze(-1)
         z, gradient = z.double(), gradient.double()
@@ -219,7 +229,8 @@ class AutoDiffusion(AutoStochasticFlow):
         if self.is_of_particles:
             scale = scale.square().mean().sqrt().expand_as(scale)
         width = (z.shape[-1] / (w * gradient.square()).sum()).sqrt()
-        return Frame(center, scale, float(width))
+        level = 0.0 if energy is None else float((w.squeeze(-1) * energy.double()).sum())
+        return Frame(center, scale, float(width), level)
 
     def place(self, frame: Frame, *, check: bool = False) -> None:
         """Fit base, preconditioning and (unless it was given) schedule to where the target lives.
@@ -231,7 +242,8 @@ class AutoDiffusion(AutoStochasticFlow):
         widest, width = float(frame.scale.max()), float(frame.width)
         if not (math.isfinite(widest) and widest > 0 and math.isfinite(width) and width > 0):
             raise ValueError(
-                f"the target's extent and the width of its modes must be positive, got {widest} and {width}"
+                f"the target's extent and the width of its modes must be positive, got {widest} and {width}: is "
+                "there more than one effective draw?"
             )
         width = min(width, widest)
         schedule, plan = self._plan.schedule, self._plan
@@ -253,7 +265,8 @@ class AutoDiffusion(AutoStochasticFlow):
         with torch.no_grad():
             self.base_loc.copy_(frame.center)
             self.base_scale.copy_((frame.scale.square() + float(levels[0])).sqrt())
-        self.field.place(frame.center, float(frame.scale.square().mean().sqrt()), width)
+        self.field.place(frame.center, float(frame.scale.square().mean().sqrt()), width, frame.level)
+        self.is_placed.fill_(True)
 
 
 @dataclass(frozen=True)

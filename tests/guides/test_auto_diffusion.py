@@ -169,3 +169,30 @@ def test_moves_stand_between_the_stretches_and_fit_the_noise():
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(ValueError, match=message):
         pb.AutoDiffusion(model_of(), **settings)
+
+
+def test_an_additive_constant_of_the_energy_changes_nothing():
+    """Energies bend where they are far above what is usual, wherever that is."""
+    draws = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for constant in (0.0, 2e5):
+        model = pb.BoltzmannModel(lambda x, constant=constant: 0.5 * x.square().sum(-1) + constant, 2)
+        torch.manual_seed(0)
+        guide = pb.AutoDiffusion(model, kind="energy", num_steps=5, dtype=torch.float64)
+        energy = 0.5 * draws.square().sum(-1) + constant
+        guide.place(guide.measure(draws, draws, energy=energy))
+        with torch.no_grad():
+            found.append(guide.field.score(draws, 0.3))
+        assert guide.field.energy(draws, 0.0).equal(energy)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_levels_are_a_copy_and_survive_an_assignment():
+    from pyro_boltzmann.diffusion import ReverseDiffusion
+
+    levels = torch.tensor([9.0, 1.0, 0.0], dtype=torch.float64)
+    first, second = (ReverseDiffusion(model_of(), 1, levels) for _ in range(2))
+    first.set_variances(torch.tensor([4.0, 2.0, 1.0]))
+    assert levels[0] == 9.0 and second._levels_of(0) == (9.0, 1.0)
+    second.load_state_dict(first.state_dict(), assign=True)
+    assert second._levels_of(1) == (2.0, 1.0)

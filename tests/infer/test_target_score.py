@@ -157,3 +157,29 @@ def test_draws_without_a_finite_gradient_are_left_out():
     assert (objective._draws[0][kept][:, 0] > 0).all()
     with pytest.raises(pb.exceptions.EnergyError, match="none of the draws"):
         TargetScoreMatching(8, data=-gaussian_draws(50).abs()).differentiable_loss(model, guide)
+
+
+def test_another_guide_gets_draws_of_its_own():
+    objective = TargetScoreMatching(16, num_draws=200)
+    for shift in (0.0, 50.0):
+        model = pb.BoltzmannModel(lambda x, shift=shift: gaussian(x - shift), 2)
+        guide = pb.AutoDiffusion(model, num_steps=5)
+        torch.manual_seed(0)
+        objective.smc = {"proposal": 30.0}
+        objective.differentiable_loss(model, guide)
+        assert guide.base_loc.mean().item() == pytest.approx(shift, abs=0.2)
+
+
+def test_training_on_does_not_move_the_frame():
+    model = pb.BoltzmannModel(gaussian, 2)
+    guide = pb.AutoDiffusion(model, num_steps=5)
+    settings = {"num_steps": 2, "seed": 0, "progress": False}
+    pb.fit(model, guide, objective=TargetScoreMatching(16, data=gaussian_draws(500)), **settings)
+    before = guide.base_scale.clone()
+    pb.fit(model, guide, objective=TargetScoreMatching(16, data=3.0 * gaussian_draws(500)), **settings)
+    assert guide.base_scale.equal(before)
+
+
+def test_other_data_are_another_run():
+    one, other = (TargetScoreMatching(16, data=gaussian_draws(50, seed)).settings() for seed in (0, 1))
+    assert one["data"] != other["data"]

@@ -26,6 +26,7 @@ class _Preconditioner(nn.Module):
     center: Tensor
     data_scale: Tensor
     gate_scale: Tensor
+    level: Tensor
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class _Preconditioner(nn.Module):
         self.register_buffer("center", middle.expand(dim).clone())
         self.register_buffer("data_scale", torch.tensor(float(data_scale)))
         self.register_buffer("gate_scale", torch.tensor(float(gate_scale)))
+        self.register_buffer("level", torch.tensor(0.0))
         # A network with scalars gives the spread itself.
         self.spread_of_noise = None if getattr(network, "num_scalars", 0) else _LogSpread()
         if self.target is not None:
@@ -63,12 +65,16 @@ class _Preconditioner(nn.Module):
             nn.init.zeros_(self.gate_rate.weight)
             nn.init.constant_(self.gate_rate.bias, _SOFTPLUS_IS_ONE)
 
-    def place(self, center: Tensor, data_scale: float, gate_scale: float) -> None:
-        """Move to where the target lives: other values for ``center``, ``data_scale`` and ``gate_scale``."""
+    def place(self, center: Tensor, data_scale: float, gate_scale: float, level: float = 0.0) -> None:
+        """Move to where the target lives: other values for ``center``, ``data_scale`` and ``gate_scale``.
+
+        :param level: an energy that is usual there, from which an energy's bend is measured.
+        """
         with torch.no_grad():
             self.center.copy_(center)
             self.data_scale.fill_(data_scale)
             self.gate_scale.fill_(gate_scale)
+            self.level.fill_(level)
 
     def gate(self, variance: float | Tensor) -> Tensor:
         r"""How much of the target there is at these variances, :math:`\gamma(h) = e^{-k(h)\, h / c^2}`, in float64.
@@ -173,9 +179,9 @@ class PreconditionedEnergy(_Preconditioner):
     the network :math:`f_\theta` says (:meth:`gate`, :meth:`amplitude`). :math:`\log Z` is learned; :math:`s` and
     :math:`m` are the spread and the mean of the target, roughly.
 
-    The target is bent above a limit, :math:`\bar u = u` for :math:`u \le b` and
-    :math:`b + b \log(u / b)` beyond, so that the energy stays finite where :math:`u = \infty` and forces stay
-    moderate (:math:`b\, \nabla \log u`) where particles collide. Rows whose gradient is not finite get none from the
+    The target is bent where it is more than b above a level that is usual there (0 until :meth:`place` sets it):
+    with :math:`v = u - \mathrm{level}`, v becomes :math:`b + b \log(v / b)` for :math:`v > b`, so that the energy
+    stays finite where :math:`u = \infty` and forces stay moderate (:math:`b\, \nabla \log v`) where particles collide. Rows whose gradient is not finite get none from the
     target.
 
     The target is held outside the module tree: not trained, not in ``state_dict``, shared by ``deepcopy``. Its
@@ -305,13 +311,13 @@ class PreconditionedEnergy(_Preconditioner):
         return total, scalars
 
     def _bent(self, u: Tensor) -> Tensor:
-        b = self.max_energy
-        finite = u.clamp_max(torch.finfo(u.dtype).max)
-        return torch.where(u > b, b + b * (finite.clamp_min(b) / b).log(), u)
+        b, above = self.max_energy, u - self.level
+        finite = above.clamp_max(torch.finfo(u.dtype).max)
+        return torch.where(above > b, self.level + b + b * (finite.clamp_min(b) / b).log(), u)
 
     def _bending(self, u: Tensor) -> Tensor:
         """The derivative of :meth:`_bent`."""
-        return self.max_energy / u.clamp(self.max_energy, torch.finfo(u.dtype).max)
+        return self.max_energy / (u - self.level).clamp(self.max_energy, torch.finfo(u.dtype).max)
 
 
 class PreconditionedScore(_Preconditioner):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +53,8 @@ class TargetScoreMatching(PathObjective):
     (:meth:`~pyro_boltzmann.AutoDiffusion.place`). They need not be perfect: the weights of the trained sampler are
     exact, and know of what the draws had wrong, though not of modes that they lacked.
 
+    One object learns one posterior: for other arguments of the model take another one.
+
     :param num_particles: pairs of a draw and a noise level per evaluation.
     :param data: draws of the model, unconstrained latents ``(n, latent_dim)``, in place of sequential Monte Carlo.
     :param log_weights: their log weights, ``(n,)``.
@@ -94,6 +98,7 @@ class TargetScoreMatching(PathObjective):
         self.num_draws = num_draws
         self.smc = dict(smc or {})
         self.trained_spread = trained_spread
+        self._guide: weakref.ref[AutoDiffusion] | None = None
         self._draws: tuple[Tensor, Tensor, Tensor] | None = None
         self._rows: WeightedData | None = None
         self._moments: Tensor | None = None
@@ -102,6 +107,9 @@ class TargetScoreMatching(PathObjective):
         if not isinstance(guide, AutoDiffusion):
             raise TypeError(f"TargetScoreMatching trains an AutoDiffusion, got {type(guide).__name__}")
         guide.initialize(*args, **kwargs)
+        if self._guide is None or self._guide() is not guide:
+            self.begin()
+            self._guide = weakref.ref(guide)
         if self._rows is None:
             self._learn_target(model, guide, args, kwargs)
         assert self._rows is not None and self._draws is not None and self._moments is not None
@@ -166,6 +174,7 @@ class TargetScoreMatching(PathObjective):
         z = z.to(guide.base_loc)
         log_weights = torch.zeros(len(z), dtype=torch.float64) if log_weights is None else log_weights.double().cpu()
         energy, gradient = energy_and_gradient(guide.energy, z)
+        energy = energy.detach()
         usable = energy.isfinite() & z.isfinite().all(-1) & gradient.isfinite().all(-1)
         if not bool((usable.cpu() & log_weights.isfinite()).any()):
             raise EnergyError(
@@ -175,7 +184,9 @@ class TargetScoreMatching(PathObjective):
         gradient = torch.where(usable.unsqueeze(-1), gradient, 0.0)
         z = torch.where(usable.unsqueeze(-1), z, 0.0)
         self._keep(z, gradient, log_weights)
-        guide.place(guide.measure(z, gradient, log_weights), check=True)
+        if not bool(guide.is_placed):  # a trained network must not be moved
+            energy = torch.where(usable, energy, 0.0)
+            guide.place(guide.measure(z, gradient, log_weights, energy), check=True)
 
     def _given(self, guide: AutoDiffusion) -> tuple[Tensor | None, Tensor | None]:
         if self.data is None:
@@ -194,17 +205,23 @@ class TargetScoreMatching(PathObjective):
     # What fit asks for -------------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        given = None if self.data is None else len(self.data)
+        given = None if self.data is None else [_digest(self.data), _digest(self.log_weights)]
         # How long it may take says nothing of what it is, and the text of an object may hold its address.
         teacher = {
             name: value if isinstance(value, bool | int | float | str | None) else type(value).__name__
             for name, value in sorted(self.smc.items())
             if name not in ("max_seconds", "progress")
         }
-        return {"num_particles": self.num_particles, "num_draws": self.num_draws, "smc": teacher, "data": given}
+        return {
+            "num_particles": self.num_particles,
+            "num_draws": self.num_draws,
+            "smc": teacher,
+            "data": given,
+            "trained_spread": self.trained_spread,
+        }
 
     def begin(self) -> None:
-        self._draws = self._rows = self._moments = None
+        self._draws = self._rows = self._moments = self._guide = None
 
     def state(self) -> dict[str, Tensor]:
         if self._draws is None or self._moments is None:
@@ -213,7 +230,15 @@ class TargetScoreMatching(PathObjective):
 
     def load_state(self, tensors: Mapping[str, Tensor], guide: Any) -> None:
         self.begin()
+        self._guide = weakref.ref(guide)
         if "z" in tensors:
             device = guide.base_loc.device
             self._moments = tensors["moments"].to(device)
             self._keep(tensors["z"].to(device), tensors["gradient"].to(device), tensors["log_weights"])
+
+
+def _digest(data: Tensor | None) -> str | None:
+    """What tells one set of draws from another."""
+    if data is None:
+        return None
+    return hashlib.sha256(data.detach().cpu().double().contiguous().numpy().tobytes()).hexdigest()[:16]
