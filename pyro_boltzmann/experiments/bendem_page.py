@@ -81,20 +81,22 @@ def write_results(results: Results, references: References | None, out: Path) ->
     middle = f"{results.head} median"
     head = middle if middle in models else f"{results.head} seed {results.seed}"
     runs = results.seeds[results.head]
+    failures = {failure: None for run in runs for failure in failures_of(_rows_of(run))}
     report = build_report(
         experiment=results.experiment,
         target=results.target.name,
         sampler=head,
         seed=results.seed,
         num_samples=results.num_samples,
-        metrics=models[head],
+        # The verdict is on all seeds, so the tail is that of the worst.
+        metrics={**models[head], "khat": worst_rows([_rows_of(run) for run in runs])["khat"]},
         models=models,
         energy_evaluations={phase: _total(runs, phase) for phase in ("train", "sample")},
         wall_seconds=_total(runs, "wall_seconds"),
         cpu_seconds=_total(runs, "cpu_seconds"),
         threads=torch.get_num_threads(),
         target_hash=results.target.target_hash,
-        failures=failures_of(models[head]),
+        failures=list(failures),
         notes=_notes(results),
     )
     write_report(report, out / "report.json")
@@ -182,8 +184,8 @@ def _resampled(results: Results, runs: list[dict[str, float]]) -> Rows:
         "log_z": Metric(fmean(values), stdev(values) / math.sqrt(len(values)), truth=log_z_truth(results.target)),
         "log_z_sd": Metric(stdev(values)),
         "num_replicates": Metric(len(values)),
-        "num_roots": Metric(median(one["roots"] for one in runs)),
-        "num_resamplings": Metric(median(one["resampled"] for one in runs)),
+        "num_roots": Metric(min(one["roots"] for one in runs)),
+        "share_resampled": Metric(fmean(float(one["resampled"] > 0) for one in runs)),
         "ess": Metric(median(one["ess"] for one in runs)),
         "khat": Metric(None, reason=NO_TAIL),
     }
@@ -205,8 +207,9 @@ def _notes(results: Results) -> list[str]:
         if late and method == "best":
             notes.append(f"{method}: {late} of {len(runs)} trainings ended by the clock, before their last update")
     for method, resampled in results.replicates.items():
-        if resampled and not any(one["resampled"] for one in resampled):
-            notes.append(f"{method}: replicates were never resampled; num_roots is their number of draws")
+        plain = sum(not one["resampled"] for one in resampled)
+        if plain:
+            notes.append(f"{method}: {plain} of {len(resampled)} replicates were never resampled")
     return notes
 
 
@@ -227,7 +230,8 @@ def _introduction(results: Results) -> str:
             f"ones take N unweighted draws. Floors come from {plan.repeats} pairs of reference sets."
         )
     return (
-        f"{_WHAT[results.method == 'all']} {known}The reverse process has {plan.shortened_steps(results.share)} steps, "
+        f"{_WHAT[results.method == 'all']} {known}The reverse process has {plan.shortened_steps(results.share)} steps "
+        "(the published methods as many as published), "
         f"N = {results.num_samples:,} draws a seed, each with its exact path weight; a training may take "
         f"{results.max_seconds:.0f} s on {'one thread' if results.device == 'cpu' else 'a GPU'}. {reference}{distances}"
         " `train_evaluations` (values and gradients) include the teacher's."
@@ -264,8 +268,9 @@ _WHAT = {
     ),
     True: (
         "Diffusion samplers learned from the energy alone, each trained for the same time: the published objectives "
-        "iDEM, EnDEM and BEnDEM with their authors' settings, and `best`, target score matching on the weighted draws "
-        "of a short sequential Monte Carlo run."
+        "iDEM, EnDEM and BEnDEM with their authors' settings, but for our networks around the target's own energy and "
+        "steps that are even in the log-variance, and `best`, target score matching on the weighted draws of a short "
+        "sequential Monte Carlo run."
     ),
 }
 
@@ -276,7 +281,7 @@ _COLUMNS = {
         *("x_w2", "x_w2_raw", "e_w2", "e_w2_raw", "distance_tv", "distance_tv_raw"),
         *("mode_mass_tv", "modes_found", "mean_energy", "virial"),
     ],
-    _RESAMPLED: ["log_z", "log_z_sd", "num_replicates", "num_roots", "num_resamplings"],
+    _RESAMPLED: ["log_z", "log_z_sd", "num_replicates", "num_roots", "share_resampled"],
     _COST: [
         *("updates", "train_evaluations", "sample_evaluations"),
         *("train_seconds", "train_cpu_seconds", "sample_seconds", "sample_cpu_seconds"),

@@ -180,9 +180,9 @@ class PreconditionedEnergy(_Preconditioner):
     :math:`m` are the spread and the mean of the target, roughly.
 
     The target is bent where it is more than b above a level that is usual there (0 until :meth:`place` sets it):
-    with :math:`v = u - \mathrm{level}`, v becomes :math:`b + b \log(v / b)` for :math:`v > b`, so that the energy
-    stays finite where :math:`u = \infty` and forces stay moderate (:math:`b\, \nabla \log v`) where particles collide. Rows whose gradient is not finite get none from the
-    target.
+    with :math:`v = u - \mathrm{level}`, v becomes :math:`b + b \log(v / b)` for :math:`v > b`. So the energy stays
+    finite where :math:`u = \infty`, and forces stay moderate (:math:`b\, \nabla \log v`) where particles collide. Rows
+    whose gradient is not finite get none from the target.
 
     The target is held outside the module tree: not trained, not in ``state_dict``, shared by ``deepcopy``. Its
     evaluations are counted, and saved where :math:`\gamma = 0` for a whole batch. With ``energy=None`` the gate is 0,
