@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 from pyro_boltzmann.experiments.bendem_plans import Plan
-from pyro_boltzmann.guides import AutoDiffusion
+from pyro_boltzmann.experiments.denoising_settings import published_settings
 from pyro_boltzmann.guides.auto_diffusion import Frame
 from pyro_boltzmann.infer import objectives
 from pyro_boltzmann.infer.objectives import PathObjective
@@ -24,14 +22,13 @@ PUBLISHED = ("idem", "endem", "bendem")
 METHODS = (*PUBLISHED, "best")
 """``"best"`` is :class:`~pyro_boltzmann.infer.objectives.TargetScoreMatching`."""
 
-SETTINGS = "pyro_boltzmann.experiments.denoising_settings"
 ENDLESS = 10**7
 """Updates of a training that the clock ends."""
 FEWEST_DRAWS = 100
 
 
 class UnknownMethodError(PyroBoltzmannError, ValueError):
-    """A method that the experiments do not know, or that this version cannot train."""
+    """A method that the experiments do not know, or that has no settings for a target."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def recipe(method: str, target: Target, plan: Plan, share: float = 1.0, device: 
 
     :param share: of the planned updates and teacher's draws.
     :param device: where the teacher's particles live.
-    :raises UnknownMethodError: for an objective that this version does not have.
+    :raises UnknownMethodError: for a published method on a target without published settings.
     """
     if method == "best":
         return _best(target, plan, share, device)
@@ -94,20 +91,14 @@ def _best(target: Target, plan: Plan, share: float, device: torch.device | None)
 
 def _published(method: str, target: Target) -> Recipe:
     try:
-        table = importlib.import_module(SETTINGS)
-    except ModuleNotFoundError as error:
-        raise UnknownMethodError(
-            f"this version has no published settings of {method!r} ({error}); use --method best"
-        ) from error
-    try:
-        settings = dict(vars(table.published_settings(method, target.name)))
+        settings = published_settings(method, target.name)
     except ValueError as error:
         raise UnknownMethodError(f"{error}; use --method best") from error
-    guide: dict[str, Any] = {"kind": "score" if method == "idem" else "energy"}
-    training: dict[str, Any] = {"num_steps": ENDLESS}
-    objective, frame = settings.pop("objective"), settings.pop("frame", None)
-    # num_steps are those of the reverse process: the clock ends the training.
-    for key, value in settings.items():
-        chosen = guide if key in inspect.signature(AutoDiffusion).parameters else training
-        chosen[key] = value
-    return Recipe(objective, guide, training, frame)
+    guide: dict[str, Any] = {
+        "kind": "score" if method == "idem" else "energy",
+        "schedule": settings.schedule,
+        "num_steps": settings.num_steps,
+    }
+    # The clock ends the training.
+    training = {"num_steps": ENDLESS, "learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
+    return Recipe(settings.objective, guide, training, settings.frame)

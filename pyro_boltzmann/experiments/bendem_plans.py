@@ -7,12 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from pyro_boltzmann.diffusion import EnergyMLP, EquivariantNetwork, InvariantNetwork, ScoreMLP
-from pyro_boltzmann.energies.catalogue import Target
-
-__all__ = ["COMPARED_MINUTES", "ON_CPU", "PLANS", "Plan", "make_network", "plan_for"]
+__all__ = ["COMPARED_MINUTES", "ON_CPU", "PLANS", "Plan", "plan_for"]
 
 COMPARED_MINUTES = 3.0
 """Training of each method where several are compared at equal time."""
@@ -159,19 +155,3 @@ def plan_for(name: str, device: torch.device) -> Plan:
     """
     plan = PLANS[name]
     return plan if device.type != "cpu" else replace(plan, **ON_CPU.get(name, {}))
-
-
-def make_network(target: Target, plan: Plan, kind: str) -> nn.Module:
-    """The network of a guide: for particles one that knows their symmetries, a perceptron otherwise.
-
-    >>> from pyro_boltzmann.energies.catalogue import catalogue
-    >>> type(make_network(catalogue["dw4"], PLANS["dw4"], "energy")).__name__
-    'InvariantNetwork'
-    """
-    particles, space = getattr(target, "num_particles", None), getattr(target, "spatial_dim", None)
-    if isinstance(particles, int) and isinstance(space, int):
-        if kind == "energy":
-            return InvariantNetwork(particles, space, plan.width, plan.depth)
-        return EquivariantNetwork(particles, space, plan.width, plan.depth, num_scalars=1)
-    mlp = EnergyMLP if kind == "energy" else ScoreMLP
-    return mlp(target.dim, plan.width, plan.depth, num_scalars=target.dim, num_frequencies=12, finest=32.0)

@@ -14,12 +14,13 @@ from pyro_boltzmann.diagnostics.resampling import systematic
 from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.experiments.bendem_distances import reference_distances
 from pyro_boltzmann.experiments.bendem_methods import Recipe, recipe
-from pyro_boltzmann.experiments.bendem_plans import Plan, make_network
+from pyro_boltzmann.experiments.bendem_plans import Plan
 from pyro_boltzmann.experiments.bendem_references import References
 from pyro_boltzmann.experiments.bendem_rows import to_plain
 from pyro_boltzmann.experiments.bendem_scores import score_errors
 from pyro_boltzmann.experiments.run_metrics import run_metrics, stream_seed
 from pyro_boltzmann.guides import AutoDiffusion
+from pyro_boltzmann.guides.auto_diffusion import default_network
 from pyro_boltzmann.infer import FitResult, fit, importance_sample
 from pyro_boltzmann.infer.randomness import seeded
 
@@ -66,11 +67,12 @@ class SeedRun:
         settings = {"kind": "score", "num_steps": self.plan.shortened_steps(self.share), **self.recipe.guide}
         kind = str(settings["kind"])
         settings["num_segments"] = min(settings.get("num_segments", 1), settings["num_steps"])
-        settings.setdefault("network", lambda _: make_network(self.target, self.plan, kind))
-        guide = AutoDiffusion(self.model, **settings)
+        size = {"width": self.plan.width, "depth": self.plan.depth}
+        settings.setdefault("network", lambda dim: default_network(kind, self.target, dim, **size))
         seed = stream_seed(self.seed, f"{self.target.name} {self.method}")
-        with seeded(seed):
-            guide.initialize()
+        with seeded(seed):  # the network's first weights too
+            guide = AutoDiffusion(self.model, **settings).initialize()
+        assert isinstance(guide, AutoDiffusion)
         if self.recipe.frame is not None:
             guide.place(self.recipe.frame)
         guide.to(self.device)

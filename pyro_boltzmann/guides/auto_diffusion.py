@@ -29,7 +29,7 @@ from pyro_boltzmann.stochastic.leapfrog import LeapfrogTransform
 from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted
 from pyro_boltzmann.stochastic.resampling_point import ResamplingPoint
 
-__all__ = ["AutoDiffusion", "Frame"]
+__all__ = ["AutoDiffusion", "Frame", "default_network"]
 
 WIDEST = 4.0
 """The prior's noise in standard deviations of the target, unless a schedule is given."""
@@ -136,7 +136,7 @@ class AutoDiffusion(AutoStochasticFlow):
         plan = self._plan
         network = plan.network
         if network is None:
-            network = _default_network(plan.kind, getattr(self._bound_energy.model, "energy", None), dim)
+            network = default_network(plan.kind, getattr(self._bound_energy.model, "energy", None), dim)
         elif not isinstance(network, nn.Module):
             network = network(dim)
         field: PreconditionedEnergy | PreconditionedScore
@@ -291,11 +291,21 @@ def _segments(plan: _Plan) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def _default_network(kind: str, target: Any, dim: int) -> nn.Module:
+def default_network(kind: str, target: Any, dim: int, **size: int) -> nn.Module:
+    """The network of a guide that was given none: for particles one that knows their symmetries, else a perceptron.
+
+    :param kind: as for :class:`AutoDiffusion`.
+    :param target: anything; particles have ``num_particles`` and ``spatial_dim``.
+    :param size: ``width`` and ``depth``, in place of the network's own.
+
+    >>> type(default_network("score", None, 2, width=16)).__name__
+    'ScoreMLP'
+    """
     particles, space = getattr(target, "num_particles", None), getattr(target, "spatial_dim", None)
     if isinstance(particles, int) and isinstance(space, int) and (particles - 1) * space == dim:
         if kind == "energy":
-            return InvariantNetwork(particles, space)
-        return EquivariantNetwork(particles, space, num_scalars=1)
+            return InvariantNetwork(particles, space, **size)
+        return EquivariantNetwork(particles, space, num_scalars=1, **size)
     mlp = EnergyMLP if kind == "energy" else ScoreMLP
-    return mlp(dim, num_scalars=dim, num_frequencies=12, finest=32.0)
+    features: dict[str, Any] = {"num_scalars": dim, "num_frequencies": 12, "finest": 32.0}
+    return mlp(dim, **size, **features)

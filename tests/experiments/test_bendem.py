@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +21,8 @@ from pyro_boltzmann.experiments.bendem_plans import PLANS
 from pyro_boltzmann.experiments.bendem_references import keep_references
 from pyro_boltzmann.experiments.bendem_rows import median_rows, worst_rows
 from pyro_boltzmann.experiments.bendem_scores import score_errors
+from pyro_boltzmann.experiments.denoising_settings import published_settings
+from pyro_boltzmann.infer import IDEM
 
 
 def test_a_short_run_resumes_and_keeps_its_bounds(
@@ -111,20 +111,21 @@ def test_median_and_worst_know_what_is_better() -> None:
     }
 
 
-def test_methods_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_by_name() -> None:
     target, plan = catalogue["gmm40"], PLANS["gmm40"]
     assert methods_of("bendem") == ("bendem",) and set(methods_of("all")) == {*PUBLISHED, "best"}
     chosen = recipe("best", target, plan, share=0.5)
     assert chosen.fit["num_steps"] == plan.updates // 2 and chosen.guide["kind"] == plan.kind
-    monkeypatch.setattr(bendem_methods, "SETTINGS", "pyro_boltzmann.experiments.no_such_settings")
-    with pytest.raises(UnknownMethodError, match="no published settings of 'idem'"):
-        recipe("idem", target, plan)
-    module = types.ModuleType("test_bendem_settings")
-    settings = types.SimpleNamespace(objective=chosen.objective, num_steps=7, learning_rate=5e-4, frame=None)
-    module.published_settings = lambda *_: settings  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(bendem_methods, "SETTINGS", module.__name__)
+    with pytest.raises(UnknownMethodError, match=r"published settings exist for .*use --method best"):
+        recipe("idem", catalogue["many_well32"], plan)
+    published = published_settings("idem", "gmm40")
     found = recipe("idem", target, plan)
-    assert found.guide == {"kind": "score", "num_steps": 7} and found.fit["learning_rate"] == 5e-4
-    assert found.fit["num_steps"] == bendem_methods.ENDLESS and found.objective is chosen.objective
+    assert found.guide == {"kind": "score", "schedule": published.schedule, "num_steps": published.num_steps}
+    assert found.fit == {
+        "num_steps": bendem_methods.ENDLESS,
+        "learning_rate": published.learning_rate,
+        "clip_norm": published.clip_norm,
+    }
+    assert isinstance(found.objective, IDEM) and found.objective.settings() == published.objective.settings()
+    assert found.frame is not None and float(found.frame.width) == published.frame.width
     assert bendem.GMM40.target_name == "gmm40"
