@@ -14,10 +14,8 @@ from pyro_boltzmann.diffusion.networks import (
     FourierFeatures,
     InvariantNetwork,
     NoiseEmbedding,
-    ParticlePairs,
     PreconditionedEnergy,
     PreconditionedScore,
-    RadialFeatures,
     ScoreMLP,
 )
 from pyro_boltzmann.diffusion.noised import EstimatedEnergy, NoisedEnergy
@@ -49,12 +47,10 @@ __all__ = [
     "NoiseEmbedding",
     "NoiseSchedule",
     "NoisedEnergy",
-    "ParticlePairs",
     "PowerSchedule",
     "PreconditionedEnergy",
     "PreconditionedScore",
     "QuadraticSchedule",
-    "RadialFeatures",
     "ReverseDiffusion",
     "ScoreMLP",
     "bootstrapped_energy",

@@ -6,6 +6,7 @@ from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
+from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
 from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
 
@@ -15,8 +16,10 @@ __all__ = [
     "FusedTransform",
     "InverseTransform",
     "MeanFreeBasis",
+    "ParticlePairs",
     "PullbackEnergy",
     "PushforwardEnergy",
+    "RadialFeatures",
     "call_and_ladj",
     "helmert_basis",
     "inverse_and_ladj",

@@ -13,12 +13,10 @@ from pyro_boltzmann.diffusion import (
     FourierFeatures,
     InvariantNetwork,
     NoiseEmbedding,
-    ParticlePairs,
-    RadialFeatures,
     ScoreMLP,
 )
 from pyro_boltzmann.exceptions import ShapeError
-from pyro_boltzmann.transforms import MeanFreeBasis
+from pyro_boltzmann.transforms import MeanFreeBasis, ParticlePairs, RadialFeatures
 from tests.diffusion.networks_at_random import at_random, configurations, orthogonal
 
 NETWORKS = {

@@ -281,6 +281,17 @@ def test_clipping_of_particles_is_per_particle():
     torch.testing.assert_close(clipped, expected - expected.mean(-2, keepdim=True), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("name", list(EVERY))
+def test_particles(name):
+    """Trained on particles, with the clipping that iDEM does per particle."""
+    model = pb.BoltzmannModel(pb.catalogue["dw4"].energy, 6)
+    guide = pb.AutoDiffusion(model, kind=kind_of(name), num_steps=5)
+    settings = {"max_score": 20.0} if name == "idem" else {}
+    objective = EVERY[name](8, num_noise=10, num_refresh=20, **settings)
+    result = pb.fit(model, guide, objective=objective, num_steps=3, seed=0, progress=False)
+    assert result.steps == 3 and result.skipped == 0
+
+
 # In fit -----------------------------------------------------------------------------------------------------------
 
 

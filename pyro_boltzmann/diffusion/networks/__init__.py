@@ -3,7 +3,6 @@
 from pyro_boltzmann.diffusion.networks.embedding import FourierFeatures, NoiseEmbedding
 from pyro_boltzmann.diffusion.networks.equivariant import EquivariantNetwork, InvariantNetwork
 from pyro_boltzmann.diffusion.networks.mlp import EnergyMLP, ScoreMLP
-from pyro_boltzmann.diffusion.networks.pairs import ParticlePairs, RadialFeatures
 from pyro_boltzmann.diffusion.networks.preconditioned import PreconditionedEnergy, PreconditionedScore
 
 __all__ = [
@@ -12,9 +11,7 @@ __all__ = [
     "FourierFeatures",
     "InvariantNetwork",
     "NoiseEmbedding",
-    "ParticlePairs",
     "PreconditionedEnergy",
     "PreconditionedScore",
-    "RadialFeatures",
     "ScoreMLP",
 ]

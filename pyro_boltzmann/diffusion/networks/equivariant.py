@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from pyro_boltzmann.diffusion.networks.embedding import NoiseEmbedding, variance_of_rows
-from pyro_boltzmann.diffusion.networks.pairs import ParticlePairs, RadialFeatures
+from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
 
 __all__ = ["EquivariantNetwork", "InvariantNetwork"]
 

@@ -89,5 +89,6 @@ class IDEM(DenoisingObjective):
 def _basis(guide: AutoDiffusion) -> MeanFreeBasis | None:
     if not guide.is_of_particles:
         return None
-    pairs: Any = guide.field.network.pairs
-    return MeanFreeBasis(pairs.num_particles, pairs.spatial_dim)
+    passing: Any = guide.field.network.passing
+    basis: MeanFreeBasis = passing.pairs.basis
+    return basis
