@@ -86,6 +86,9 @@ class AutoDiffusion(AutoStochasticFlow):
     :param use_target: whether the target's own gradient (and energy) is part of the score at small noise.
     :param frame: where the target lives, if it is known without draws (:meth:`Frame.guess`); otherwise a given schedule
         is taken to fit the target.
+    :param max_drift: bound on :math:`\sqrt h\, |s| / \sqrt d` for the score s in a step, or ``None``. Exact
+        scores are of order one there. Without a bound, rows that a half-trained field sends far away fill the buffers
+        of objectives that learn from its draws, and the field becomes wilder still. Weights are exact with any.
     :param max_force: bound on the norm of the target's gradient in the score (``kind="score"``), or ``None``.
     :param latent_dim: as for :class:`AutoStochasticFlow`, like ``dtype`` and ``init_loc_fn``.
     :raises ValueError: for settings that contradict each other.
@@ -112,6 +115,7 @@ class AutoDiffusion(AutoStochasticFlow):
         num_noise: int = 64,
         num_moves: int = 0,
         use_target: bool = True,
+        max_drift: float | None = 5.0,
         max_force: float | None = 1e3,
         frame: Frame | None = None,
         latent_dim: int | None = None,
@@ -122,10 +126,22 @@ class AutoDiffusion(AutoStochasticFlow):
             raise ValueError(f'kind must be "score" or "energy", got {kind!r}')
         if not 1 <= num_segments <= num_steps:
             raise ValueError(f"num_segments must lie between 1 and num_steps={num_steps}, got {num_segments}")
+        if max_drift is not None and not max_drift > 0.0:
+            raise ValueError(f"max_drift must be positive, or None for no bound, got {max_drift}")
         if num_moves < 0 or (num_moves and kind != "energy"):
             raise ValueError(f'num_moves={num_moves} on the learned density need kind="energy", got {kind!r}')
         self._plan = _Plan(
-            network, schedule, num_steps, kind, num_segments, num_noise, num_moves, use_target, max_force, frame
+            network,
+            schedule,
+            num_steps,
+            kind,
+            num_segments,
+            num_noise,
+            num_moves,
+            use_target,
+            max_drift,
+            max_force,
+            frame,
         )
         super().__init__(model, self._init_blocks, latent_dim=latent_dim, dtype=dtype, init_loc_fn=init_loc_fn)
 
@@ -148,7 +164,7 @@ class AutoDiffusion(AutoStochasticFlow):
         levels = (plan.schedule or GeometricSchedule(FINEST, WIDEST)).variances(plan.num_steps)
         blocks: list[Any] = []
         for low, high in _segments(plan):
-            stretch = ReverseDiffusion(field, dim, levels[low : high + 1])
+            stretch = ReverseDiffusion(field, dim, levels[low : high + 1], max_score=plan.max_drift)
             blocks.append(stretch)
             if high < plan.num_steps:
                 blocks.append(self._cut(field, stretch, energy, dim))
@@ -175,6 +191,11 @@ class AutoDiffusion(AutoStochasticFlow):
         self.register_buffer("is_placed", torch.tensor(False))
         self.place(Frame.guess(latent_dim) if frame is None else frame)
         self.is_placed.fill_(False)
+
+    @property
+    def max_drift(self) -> float | None:
+        """The bound on the drift of a step."""
+        return self._plan.max_drift
 
     @property
     def is_of_particles(self) -> bool:
@@ -281,6 +302,7 @@ class _Plan:
     num_noise: int
     num_moves: int
     use_target: bool
+    max_drift: float | None
     max_force: float | None
     frame: Frame | None
 

@@ -370,7 +370,6 @@ def test_energies_that_are_refused(name):
         (lambda: pb.IDEM(antithetic=True, near_buffer=True), "antithetic"),
         (lambda: pb.IDEM(antithetic=True, num_noise=5), "even"),
         (lambda: pb.IDEM(form="best"), "form"),
-        (lambda: pb.IDEM(max_drift=0.0), "max_drift"),
         (lambda: pb.IDEM(max_score=0.0), "max_score"),
         (lambda: pb.IDEM(weight_offset=-1.0), "weight_offset"),
         (lambda: pb.EnDEM(noiseless_weight=-1.0), "noiseless_weight"),

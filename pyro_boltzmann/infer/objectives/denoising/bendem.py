@@ -133,6 +133,10 @@ class BEnDEM(EnDEM):
     def _sampler(self, guide: AutoDiffusion) -> DiffusionField:
         return guide.field if self.teacher is None else self.teacher
 
+    def _first_points(self, guide: AutoDiffusion, x: Tensor, log_q: Tensor) -> None:
+        super()._first_points(guide, x, log_q)
+        self._copy_student(guide)
+
     @torch.no_grad()
     def hand_over(self, guide: AutoDiffusion) -> None:
         """Give the guide the averaged parameters, with which to sample after training.

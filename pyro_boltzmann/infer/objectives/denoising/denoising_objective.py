@@ -22,8 +22,6 @@ from pyro_boltzmann.infer.objectives.prioritized_buffer import PrioritizedBuffer
 __all__ = ["DenoisingObjective", "NoisedBatch", "Regression", "SeenSpread"]
 
 SPREAD_WEIGHT = 0.1
-TOLERANCE = 0.1
-"""Errors much below this, in nats or in units of the noise, are not worth a larger weight."""
 
 
 class NoisedBatch(NamedTuple):
@@ -99,12 +97,9 @@ class DenoisingObjective(PathObjective):
     :param time_law: ``"time"``: noise at uniform times of the schedule. ``"log_variance"``: even in :math:`\log h`.
     :param antithetic: use each noise with both signs.
     :param near_buffer: draw most of the K points from :class:`~pyro_boltzmann.diffusion.BufferProposal`.
-    :param by_variance: divide each squared error by the estimated variance of its target, plus a tolerance of
-        :math:`0.1^2`. The estimate is correlated with the target, so at few effective points this shifts the optimum.
+    :param by_variance: divide each squared error by the estimated variance of its target, plus the square of
+        ``TOLERANCE``. The estimate is correlated with the target, so at few effective points this shifts the optimum.
     :param trained_spread: whether the spread is learned.
-    :param max_drift: bound on :math:`\sqrt h\, |s| / \sqrt d` while new points are drawn, which is of order one for an
-        exact score. Without it one wild field fills the buffer with points where energies are huge, on which the field
-        becomes wilder still. The guide itself is not bounded.
     :raises ValueError: for numbers out of range or settings that contradict each other.
     :raises TypeError: at the first evaluation, for a guide of another kind.
     :raises NonFiniteEnergyError: if the energy is NaN or -inf at a noised point. Energies may be +inf: states around
@@ -114,9 +109,11 @@ class DenoisingObjective(PathObjective):
     """
 
     looks_forward = False
+    TOLERANCE: ClassVar[float] = 0.1
+    """Errors much below this, in the units of the regression, are not worth a larger weight."""
     NAMES: ClassVar[tuple[str, ...]] = (
         *("num_noise", "refresh_every", "num_refresh", "weighted", "time_law"),
-        *("antithetic", "near_buffer", "by_variance", "trained_spread", "max_drift"),
+        *("antithetic", "near_buffer", "by_variance", "trained_spread"),
     )
 
     def __init__(
@@ -133,7 +130,6 @@ class DenoisingObjective(PathObjective):
         near_buffer: bool = False,
         by_variance: bool = False,
         trained_spread: bool = True,
-        max_drift: float | None = 5.0,
     ) -> None:
         super().__init__(num_particles)
         numbers = {"num_noise": num_noise, "refresh_every": refresh_every, "num_refresh": num_refresh}
@@ -149,9 +145,7 @@ class DenoisingObjective(PathObjective):
         self.buffer = PrioritizedBuffer(capacity)
         self.weighted, self.time_law = weighted, time_law
         self.antithetic, self.near_buffer, self.by_variance = antithetic, near_buffer, by_variance
-        if max_drift is not None and not max_drift > 0.0:
-            raise ValueError(f"max_drift must be positive, or None for no bound, got {max_drift}")
-        self.trained_spread, self.max_drift = trained_spread, max_drift
+        self.trained_spread = trained_spread
         self._age = 0
         self._guide: weakref.ref[AutoDiffusion] | None = None
         self._proposal: BufferProposal | None = None
@@ -167,7 +161,9 @@ class DenoisingObjective(PathObjective):
         if not len(self.buffer):
             return torch.full((), torch.inf)
         found = self._regress(guide, self._draw(guide))
-        weighed = found.square if found.variance is None else _by_precision(found.square, found.variance)
+        weighed = (
+            found.square if found.variance is None else _by_precision(found.square, found.variance, self.TOLERANCE)
+        )
         kept = weighed.detach().isfinite()
         loss = weighed[kept].mean() if bool(kept.any()) else weighed[kept].sum() + torch.inf
         return loss if found.seen is None else loss + _spread_loss(found.spread, found.seen, kept)
@@ -183,6 +179,9 @@ class DenoisingObjective(PathObjective):
 
     def _advance(self, guide: AutoDiffusion) -> None:
         """What happens before each evaluation, after the guide has changed."""
+
+    def _first_points(self, guide: AutoDiffusion, x: Tensor, log_q: Tensor) -> None:
+        """What there is to learn from draws of the base."""
 
     def _sampler(self, guide: AutoDiffusion) -> DiffusionField:
         """The field whose reverse process finds new points."""
@@ -203,8 +202,10 @@ class DenoisingObjective(PathObjective):
         loc, scale = guide.base_loc, guide.base_scale
         noise = torch.randn(self.num_refresh, len(loc), dtype=loc.dtype, device=loc.device)
         x, log_q = loc + scale * noise, guide._base_log_prob(noise)
-        if len(self.buffer):
-            block = ReverseDiffusion(self._sampler(guide), len(loc), guide.variances, max_score=self.max_drift)
+        if not len(self.buffer):
+            self._first_points(guide, x, log_q)
+        else:
+            block = ReverseDiffusion(self._sampler(guide), len(loc), guide.variances, max_score=guide.max_drift)
             result = block.to(loc.device).stream(x)
             x, log_q = result.x, log_q - result.log_ratio
         log_weights = torch.zeros_like(log_q)
@@ -268,9 +269,9 @@ def _spread_loss(spread: Tensor, seen: SeenSpread, kept: Tensor) -> Tensor:
     return SPREAD_WEIGHT * each.mean() if len(each) else each.sum()
 
 
-def _by_precision(square: Tensor, variance: Tensor) -> Tensor:
+def _by_precision(square: Tensor, variance: Tensor, tolerance: float) -> Tensor:
     """Squared errors times weights of mean one, the inverse variances of their targets."""
-    weights = (variance.detach() + TOLERANCE**2).reciprocal()
+    weights = (variance.detach() + tolerance**2).reciprocal()
     usable = (weights > 0.0) & weights.isfinite() & square.detach().isfinite()
     weights = torch.where(usable, weights, 0.0)
     return torch.where(usable, square * weights / weights.sum().clamp_min(1e-30) * usable.sum(), torch.inf)

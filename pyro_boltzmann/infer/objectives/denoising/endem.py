@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, NamedTuple, TypedDict, cast
 
 import torch
@@ -50,6 +51,8 @@ class EnDEM(DenoisingObjective):
     :param num_particles: as for :class:`DenoisingObjective`, like the further settings.
     :param noiseless_weight: :math:`w_0`. Not used where the guide's energy is the target's without noise
         (``use_target=True``).
+    :param guess_log_z: begin with the estimate of :math:`\log Z` that the base's draws give, one energy each; a
+        parameter that moves by the learning rate an update is long in finding tens of nats.
     :param correction: ``"jackknife"`` removes most of the bias of :math:`E_K` where enough points count.
     :raises TypeError: at the first evaluation, for a guide without ``kind="energy"``.
 
@@ -63,7 +66,9 @@ class EnDEM(DenoisingObjective):
     0
     """
 
-    NAMES: ClassVar[tuple[str, ...]] = (*DenoisingObjective.NAMES, "noiseless_weight", "correction")
+    TOLERANCE: ClassVar[float] = 1.0
+    """A nat: far from the target all energies are uncertain by many, and must be learned all the same."""
+    NAMES: ClassVar[tuple[str, ...]] = (*DenoisingObjective.NAMES, "noiseless_weight", "guess_log_z", "correction")
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class EnDEM(DenoisingObjective):
         *,
         num_noise: int = 100,
         noiseless_weight: float = 0.0,
+        guess_log_z: bool = True,
         correction: Correction = "none",
         **settings: Any,
     ) -> None:
@@ -79,7 +85,7 @@ class EnDEM(DenoisingObjective):
             raise ValueError(f"noiseless_weight must not be negative, got {noiseless_weight}")
         if correction not in ("none", "jackknife"):
             raise ValueError(f"correction must be 'none' or 'jackknife', got {correction!r}")
-        self.noiseless_weight, self.correction = float(noiseless_weight), correction
+        self.noiseless_weight, self.guess_log_z, self.correction = float(noiseless_weight), guess_log_z, correction
 
     def _accepts(self, guide: AutoDiffusion) -> None:
         if not isinstance(guide.field, PreconditionedEnergy):
@@ -87,6 +93,14 @@ class EnDEM(DenoisingObjective):
                 f'{type(self).__name__} learns an energy and needs AutoDiffusion(..., kind="energy"); for '
                 'kind="score" take IDEM'
             )
+
+    def _first_points(self, guide: AutoDiffusion, x: Tensor, log_q: Tensor) -> None:
+        if not self.guess_log_z:
+            return
+        log_weights = -energy_value(guide.energy, x).double() - log_q
+        log_z = log_weights[log_weights.isfinite()].logsumexp(0) - math.log(len(x))
+        if bool(log_z.isfinite()):
+            cast(PreconditionedEnergy, guide.field).log_z.fill_(float(log_z))
 
     def _regress(self, guide: AutoDiffusion, batch: NoisedBatch) -> Regression:
         field = cast(PreconditionedEnergy, guide.field)
