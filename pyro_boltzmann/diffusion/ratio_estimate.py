@@ -160,8 +160,14 @@ def mixed_score(
     alpha.mul_(-scale[:, None, None])
     own, cross, other = _square(alpha), _dot(alpha, beta), _square(beta)
     # Both shares are computed: beside a huge force, one minus a rounded share would be nothing but rounding.
-    once = PSEUDO * units.square().sum(-1).square_()
-    from_target, from_noise = own - cross + once * _stein(each, gradient, noise, scale), other - cross + once * dim
+    doubt = units.square().sum(-1)
+    once = PSEUDO * doubt.square()
+    known = _stein(each, gradient, noise, scale)
+    scaled = target * scale.unsqueeze(-1)
+    trust = (1.0 - doubt) / max(factor, 0.5)
+    known = known - trust * (scaled * (scaled - mean)).sum(-1)
+    known = (known / (1.0 - trust * doubt)).clamp_min_(0.0)
+    from_target, from_noise = own - cross + once * known, other - cross + once * dim
     total = from_target + from_noise
     # Infinite squares of forces overrule the noise; without any weight there is nothing to share.
     mixing = (from_target / total).nan_to_num_(1.0).clamp_(0.0, 1.0)
@@ -178,7 +184,7 @@ def _stein(each: Tensor, gradient: Tensor, noise: Tensor, scale: Tensor) -> Tens
     r"""The weighted mean of :math:`a \cdot (a - z)`, not below zero; in the limit h times that of the Laplacian."""
     # The weight first: a wild force without weight must not overflow.
     weighted = gradient * each
-    return (_dot(weighted, gradient).mul_(scale) + _dot(weighted, noise)).mul_(scale).clamp_min_(0.0)
+    return (_dot(weighted, gradient).mul_(scale) + _dot(weighted, noise)).mul_(scale)
 
 
 def weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
