@@ -122,8 +122,14 @@ def mixed_score(
 
     .. math:: -E[z \cdot (a - z)] = d, \qquad E[a \cdot (a - z)] = h\, E[\Delta u] =: d\, h / s^2,
 
-    which defines the local width :math:`s`, and the sum of both is :math:`E|a - z|^2`. With
-    :math:`C = \max(0, \sum \bar w_i\, a_i \cdot (a_i - z_i))` and :math:`n = 1 / \sum \bar w_i^2`,
+    which defines the local width :math:`s`, and the sum of both is :math:`E|a - z|^2`. The first is taken as it is;
+    for the second, with :math:`n = 1 / \sum \bar w_i^2` and :math:`t = (1 - 1/n) / (1 - 1/K)`,
+
+    .. math:: C = \frac{\sum \bar w_i\, a_i \cdot (a_i - z_i) - t\, \hat a \cdot (\hat a - \hat z)}{1 - t / n} \ge 0
+
+    has the right expectation whatever t, because :math:`E(a - z) = 0`. Subtracting the mean force takes most of the
+    noise away, at little noise all of it, where :math:`n \to K`; where one point carries all weight, nothing would be
+    left, so there :math:`t \to 0`. In sum,
 
     .. math::
 
@@ -134,6 +140,8 @@ def mixed_score(
     without noise and to Tweedie's with much; many points give :math:`\lambda^*` up to :math:`O(n^{-3/2})`, and scores
     change by :math:`O(n^{-2})`. Antithetic pairs are summed first, because it is pairs that are independent.
 
+    A single point, or one that carries all weight, tells nothing of its variance, which is then infinite.
+
     :param weights: normalised, ``(batch, K)``.
     :param gradient: :math:`\nabla u(y)`, ``(batch, K, dim)``; for ``form="tweedie"`` it is not read.
     :param noise: :math:`z`, ``(batch, K, dim)``.
@@ -143,6 +151,7 @@ def mixed_score(
     factor, dim = (units.shape[1] - 1) / units.shape[1], noise.shape[-1]
     inverse = torch.where(scale > 0.0, scale.reciprocal(), 0.0)
     each, others = weights.unsqueeze(-1), _left_out(units).unsqueeze(-1)
+    alone = units.amax(-1) > 1.0 - 2.0 * torch.finfo(units.dtype).eps
 
     def residual(values: Tensor) -> tuple[Tensor, Tensor]:
         mean = weighted_mean(weights, values)
@@ -150,24 +159,20 @@ def mixed_score(
 
     if form == "tweedie":
         mean, beta = residual(noise)
-        variance = _scaled(_square(beta), factor).mul_(inverse.square())
+        variance = _square(beta).mul_(factor * inverse.square()).masked_fill_(alone, torch.inf)
         return MixedScore(mean.mul_(inverse.unsqueeze(-1)), torch.ones_like(scale), variance)
     mean, alpha = residual(gradient)
     target = mean.neg_()
     if form == "target":
-        return MixedScore(target, torch.zeros_like(scale), _scaled(_square(alpha), factor))
+        return MixedScore(target, torch.zeros_like(scale), _square(alpha).mul_(factor).masked_fill_(alone, torch.inf))
     mean, beta = residual(noise)
     alpha.mul_(-scale[:, None, None])
     own, cross, other = _square(alpha), _dot(alpha, beta), _square(beta)
     # Both shares are computed: beside a huge force, one minus a rounded share would be nothing but rounding.
     doubt = units.square().sum(-1)
     once = PSEUDO * doubt.square()
-    known = _stein(each, gradient, noise, scale)
-    scaled = target * scale.unsqueeze(-1)
-    trust = (1.0 - doubt) / max(factor, 0.5)
-    known = known - trust * (scaled * (scaled - mean)).sum(-1)
-    known = (known / (1.0 - trust * doubt)).clamp_min_(0.0)
-    from_target, from_noise = own - cross + once * known, other - cross + once * dim
+    curvature = _curvature(each, gradient, noise, scale, target, mean, doubt, (1.0 - doubt) / max(factor, 0.5))
+    from_target, from_noise = own - cross + once * curvature, other - cross + once * dim
     total = from_target + from_noise
     # Infinite squares of forces overrule the noise; without any weight there is nothing to share.
     mixing = (from_target / total).nan_to_num_(1.0).clamp_(0.0, 1.0)
@@ -175,16 +180,28 @@ def mixed_score(
     rest = (from_noise / total).nan_to_num_(0.0).clamp_(0.0, 1.0)
     least = torch.where(rest > 0.0, rest.square() * own + 2.0 * rest * mixing * cross, 0.0) + mixing.square() * other
     # Without noise there is nothing to average.
-    variance = torch.where(scale > 0.0, _scaled(least.clamp_min_(0.0), factor).mul_(inverse.square()), 0.0)
+    least = least.clamp_min_(0.0).mul_(factor * inverse.square()).masked_fill_(alone, torch.inf)
+    variance = torch.where(scale > 0.0, least, 0.0)
     rest, share = rest.unsqueeze(-1), (mixing * inverse).unsqueeze(-1)
     return MixedScore(torch.where(rest > 0.0, rest * target, 0.0) + share * mean, mixing, variance)
 
 
-def _stein(each: Tensor, gradient: Tensor, noise: Tensor, scale: Tensor) -> Tensor:
-    r"""The weighted mean of :math:`a \cdot (a - z)`, not below zero; in the limit h times that of the Laplacian."""
+def _curvature(
+    each: Tensor,
+    gradient: Tensor,
+    noise: Tensor,
+    scale: Tensor,
+    score: Tensor,
+    mean: Tensor,
+    doubt: Tensor,
+    trust: Tensor,
+) -> Tensor:
+    r"""C of :func:`mixed_score`: h times the mean Laplacian of the energy, not below zero."""
     # The weight first: a wild force without weight must not overflow.
     weighted = gradient * each
-    return (_dot(weighted, gradient).mul_(scale) + _dot(weighted, noise)).mul_(scale)
+    square = _dot(weighted, gradient).mul_(scale).add_(_dot(weighted, noise)).mul_(scale)
+    scaled = score * scale.unsqueeze(-1)
+    return (square - trust * (scaled * (scaled - mean)).sum(-1)).div_(1.0 - trust * doubt).clamp_min_(0.0)
 
 
 def weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
@@ -198,8 +215,3 @@ def _dot(first: Tensor, second: Tensor) -> Tensor:
 
 def _square(values: Tensor) -> Tensor:
     return _dot(values, values)
-
-
-def _scaled(square: Tensor, factor: float) -> Tensor:
-    """Infinite for a single independent point, which tells nothing of its variance."""
-    return square.mul_(factor) if factor > 0.0 else torch.full_like(square, torch.inf)
