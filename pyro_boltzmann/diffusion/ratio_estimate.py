@@ -127,9 +127,9 @@ def mixed_score(
 
     .. math:: C = \frac{\sum \bar w_i\, a_i \cdot (a_i - z_i) - t\, \hat a \cdot (\hat a - \hat z)}{1 - t / n} \ge 0
 
-    has the right expectation whatever t, because :math:`E(a - z) = 0`. Subtracting the mean force takes most of the
-    noise away, at little noise all of it, where :math:`n \to K`; where one point carries all weight, nothing would be
-    left, so there :math:`t \to 0`. In sum,
+    has for n independent draws the right expectation whatever t, because :math:`E(a - z) = 0`. Subtracting the mean
+    force takes chance away, nearly all of it at small :math:`h`, where :math:`n \to K`; but where one point carries all
+    weight nothing would be left, so there :math:`t \to 0`. In sum,
 
     .. math::
 

@@ -83,11 +83,11 @@ def error_of_variance(values: Tensor) -> float:
 @pytest.mark.parametrize("x", [0.0, 1.5])
 @pytest.mark.parametrize("k", [16, 64])
 def test_bias_and_variance_of_the_energy(x: float, k: int) -> None:
-    """The bias is v / (2 m^2 K) and the variance v / (m^2 K) within 4.5 s.e. of 200,000 repeats. Both are compared
+    """The bias is v / (2 m^2 K) and the variance v / (m^2 K) within 4.5 s.e. of 100,000 repeats. Both are compared
     with their next orders included, so that what is left, of relative order 1/K^2, is below the errors; and the bias
     is seen: the wrong factor 1 or 1/4 in place of 1/2 is outside."""
     moments = relative_moments(x)
-    off = noised_energy(wells, states(x, 200_000), NOISE, k) - truth(x)
+    off = noised_energy(wells, states(x, 100_000), NOISE, k) - truth(x)
     first, second, third = moments.bias
     bound = SIGMAS * error_of_mean(off)
     assert abs(float(off.mean()) - (first / k + second / k**2 + third / k**3)) < bound < 0.5 * first / k
@@ -97,7 +97,8 @@ def test_bias_and_variance_of_the_energy(x: float, k: int) -> None:
 
 def test_jackknife_removes_the_first_order() -> None:
     """Of a bias B(K) = b_1/K + b_2/K^2 + b_3/K^3, K B(K) - (K - 1) B(K - 1) leaves
-    -b_2 / (K (K - 1)) - b_3 (2K - 1) / (K (K - 1))^2, which is found within 4.5 s.e.; the plain bias is above four such bounds."""
+    -b_2 / (K (K - 1)) - b_3 (2K - 1) / (K (K - 1))^2, which is found within 4.5 s.e.; the plain bias is above four
+    such bounds."""
     k = 16
     _, second, third = relative_moments(X).bias
     left = -second / (k * (k - 1)) - third * (2 * k - 1) / (k * (k - 1)) ** 2
