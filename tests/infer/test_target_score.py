@@ -48,8 +48,8 @@ def test_on_a_gaussian_the_mixture_leaves_no_variance():
 
 def test_the_mixture_is_right_whatever_the_score():
     """Cov(B - A, s) vanishes given x, so that a wrong score only costs noise: each share differs from that with the
-    exact score, at the same draws, by sum w e / sum w |B - A|^2 with e = h (s - s').(B - A) of mean zero and w the running
-    mean's weights, within 4.5 times sqrt(sum w^2 e^2) / sum w |B - A|^2."""
+    exact score, at the same draws, by sum w e / sum w |B - A|^2 with e = h (s - s').(B - A) of mean zero and w the
+    running mean's weights, within 4.5 times sqrt(sum w^2 e^2) / sum w |B - A|^2."""
     model = pb.BoltzmannModel(gaussian, 2)
     shares, seen = [], []
     for wrong in (0.0, 2.0):
