@@ -75,7 +75,8 @@ class DenoisingEstimate(NamedTuple):
     :ivar score: :math:`S_K`, ``(*batch, dim)``.
     :ivar ess: effective sample size as a fraction of :math:`K`, ``(*batch)``.
     :ivar energy_variance: estimated variance of ``energy``, ``(*batch)``; infinite for one independent point.
-    :ivar score_variance: trace of the estimated variance of ``score``, ``(*batch)``.
+    :ivar score_variance: trace of the estimated variance of ``score``, ``(*batch)``; infinite where one independent
+        point carries all weight.
     :ivar mixing: :math:`\lambda` in :math:`(1 - \lambda)` target form :math:`+ \lambda` Tweedie form, ``(*batch)``.
     :ivar spread: weighted variance of the noise :math:`(y - x) / \sqrt h`, ``(*batch, dim)``: that of :math:`y` given x
         in units of h, times :math:`1 - \sum \bar w^2`, which is how much it is too small.

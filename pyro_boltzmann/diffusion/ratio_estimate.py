@@ -13,6 +13,8 @@ __all__ = ["MixedScore", "grouped", "jackknife_shift", "log_mean_variance", "mix
 # Weights this far below the largest are nothing beside it. Numbers that underflow, here or in the squares of weights,
 # cost a hundred times as much as others.
 LOWEST = -40.0
+# Pseudo-observations in the regression of one form of a score on the other.
+PSEUDO = 3.0
 
 
 def normalised_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,12 +100,12 @@ def mixed_score(
 ) -> MixedScore:
     r"""The target-score form, the Tweedie form, or their mixture of least estimated variance.
 
-    Both forms are ratios of means with the same weights, of :math:`a_i = -\nabla u(y_i)` and of
-    :math:`b_i = (y_i - x) / h = z_i / \sqrt h`. Without point :math:`i` a ratio :math:`\hat c = \sum \bar w_i c_i`
-    changes by :math:`-\bar w_i (c_i - \hat c) / (1 - \bar w_i)`; the sum of the squares of these changes is the
-    jackknife's estimate of its variance (trace), up to :math:`(K - 1) / K`. The changes are linear in :math:`c`. With
-    :math:`\alpha_i = \bar w_i (a_i - \hat a) / (1 - \bar w_i)`, :math:`\beta_i` alike, and
-    :math:`\delta = \alpha - \beta`, the combination :math:`c = (1 - \lambda) a + \lambda b` has
+    Both forms are ratios of means with the same weights. Times :math:`\sqrt h`, so that nothing is divided by small
+    numbers, they average :math:`a_i = -\sqrt h\, \nabla u(y_i)` and :math:`z_i = (y_i - x) / \sqrt h`. Without point
+    :math:`i` a ratio :math:`\hat c = \sum \bar w_i c_i` changes by :math:`-\bar w_i (c_i - \hat c) / (1 - \bar w_i)`;
+    the sum of the squares of these changes is the jackknife's estimate of its variance (trace), up to
+    :math:`(K - 1) / K`. The changes are linear in :math:`c`. With those of the forms, :math:`\alpha_i` and
+    :math:`\beta_i`, and :math:`\delta = \alpha - \beta`, the combination :math:`(1 - \lambda) a + \lambda z` has
 
     .. math::
 
@@ -114,12 +116,31 @@ def mixed_score(
     zero up to the bias of ratios. For an isotropic Gaussian target of variance :math:`s^2` the residuals are
     proportional and :math:`\lambda^* = h / (s^2 + h)` leaves no variance.
 
-    Where two or three points carry all weight, their forces may agree by chance, and residuals say that a wild force is
-    certain. So both sums have one term more, a pseudo-observation of score zero with the average weight,
-    :math:`\hat a \cdot (\hat a - \hat b) / n^2` and :math:`|\hat a - \hat b|^2 / n^2` with
-    :math:`n = 1 / \sum \bar w_i^2`; it changes scores by :math:`O(n^{-2})`. Then :math:`\lambda` is kept within [0, 1].
-    Everything is multiplied by :math:`\sqrt h`, so nothing is divided by small numbers. Antithetic pairs are summed
-    first, because it is pairs that are independent.
+    Where two or three points carry all weight, their residuals are chance. So the sums have three terms more, pseudo-
+    observations of the average weight. What these say is known beforehand: under the law of y given x, which
+    the weights sample and whose own score is :math:`(a - z) / \sqrt h`, Stein's identity gives
+
+    .. math:: -E[z \cdot (a - z)] = d, \qquad E[a \cdot (a - z)] = h\, E[\Delta u] =: d\, h / s^2,
+
+    which defines the local width :math:`s`, and the sum of both is :math:`E|a - z|^2`. The first is taken as it is;
+    for the second, with :math:`n = 1 / \sum \bar w_i^2` and :math:`t = (1 - 1/n) / (1 - 1/K)`,
+
+    .. math:: C = \frac{\sum \bar w_i\, a_i \cdot (a_i - z_i) - t\, \hat a \cdot (\hat a - \hat z)}{1 - t / n} \ge 0
+
+    has for n independent draws the right expectation whatever t, because :math:`E(a - z) = 0`. Subtracting the mean
+    force takes chance away, nearly all of it at small :math:`h`, where :math:`n \to K`; but where one point carries all
+    weight nothing would be left, so there :math:`t \to 0`. In sum,
+
+    .. math::
+
+        \lambda = \frac{\sum \alpha_i \cdot \delta_i + 3 C / n^2}{\sum |\delta_i|^2 + 3 (C + d) / n^2}, \qquad
+        1 - \lambda = \frac{-\sum \beta_i \cdot \delta_i + 3 d / n^2}{\sum |\delta_i|^2 + 3 (C + d) / n^2},
+
+    each kept within [0, 1]. One point alone gives :math:`\lambda = h / (s^2 + h)`, which tends to the target form
+    without noise and to Tweedie's with much; many points give :math:`\lambda^*` up to :math:`O(n^{-3/2})`, and scores
+    change by :math:`O(n^{-2})`. Antithetic pairs are summed first, because it is pairs that are independent.
+
+    A single point, or one that carries all weight, tells nothing of its variance, which is then infinite.
 
     :param weights: normalised, ``(batch, K)``.
     :param gradient: :math:`\nabla u(y)`, ``(batch, K, dim)``; for ``form="tweedie"`` it is not read.
@@ -127,9 +148,10 @@ def mixed_score(
     :param scale: :math:`\sqrt h`, ``(batch)``.
     """
     units = grouped(weights, pairs)
-    factor = (units.shape[1] - 1) / units.shape[1]
+    factor, dim = (units.shape[1] - 1) / units.shape[1], noise.shape[-1]
     inverse = torch.where(scale > 0.0, scale.reciprocal(), 0.0)
     each, others = weights.unsqueeze(-1), _left_out(units).unsqueeze(-1)
+    alone = units.amax(-1) > 1.0 - 2.0 * torch.finfo(units.dtype).eps
 
     def residual(values: Tensor) -> tuple[Tensor, Tensor]:
         mean = weighted_mean(weights, values)
@@ -137,26 +159,49 @@ def mixed_score(
 
     if form == "tweedie":
         mean, beta = residual(noise)
-        variance = _scaled(_square(beta), factor).mul_(inverse.square())
+        variance = _square(beta).mul_(factor * inverse.square()).masked_fill_(alone, torch.inf)
         return MixedScore(mean.mul_(inverse.unsqueeze(-1)), torch.ones_like(scale), variance)
     mean, alpha = residual(gradient)
-    score = mean.neg_()
+    target = mean.neg_()
     if form == "target":
-        return MixedScore(score, torch.zeros_like(scale), _scaled(_square(alpha), factor))
+        return MixedScore(target, torch.zeros_like(scale), _square(alpha).mul_(factor).masked_fill_(alone, torch.inf))
     mean, beta = residual(noise)
     alpha.mul_(-scale[:, None, None])
-    delta = alpha - beta
-    own, cross, square = _square(alpha), _dot(alpha, delta), _square(delta)
-    scaled = score * scale.unsqueeze(-1)
-    difference = scaled - mean
-    once = units.square().sum(-1).square_()
-    mixing = (cross + once * (scaled * difference).sum(-1)) / (square + once * difference.square().sum(-1))
-    mixing = mixing.nan_to_num_(0.0).clamp_(0.0, 1.0)
-    least = (own - mixing * (2.0 * cross - mixing * square)).clamp_min_(0.0)
-    score = score - mixing.unsqueeze(-1) * difference * inverse.unsqueeze(-1)
+    own, cross, other = _square(alpha), _dot(alpha, beta), _square(beta)
+    # Both shares are computed: beside a huge force, one minus a rounded share would be nothing but rounding.
+    doubt = units.square().sum(-1)
+    once = PSEUDO * doubt.square()
+    curvature = _curvature(each, gradient, noise, scale, target, mean, doubt, (1.0 - doubt) / max(factor, 0.5))
+    from_target, from_noise = own - cross + once * curvature, other - cross + once * dim
+    total = from_target + from_noise
+    # Infinite squares of forces overrule the noise; without any weight there is nothing to share.
+    mixing = (from_target / total).nan_to_num_(1.0).clamp_(0.0, 1.0)
+    mixing = torch.where(once > 0.0, mixing, 0.0)
+    rest = (from_noise / total).nan_to_num_(0.0).clamp_(0.0, 1.0)
+    least = torch.where(rest > 0.0, rest.square() * own + 2.0 * rest * mixing * cross, 0.0) + mixing.square() * other
     # Without noise there is nothing to average.
-    variance = torch.where(scale > 0.0, _scaled(least, factor).mul_(inverse.square()), 0.0)
-    return MixedScore(score, mixing, variance)
+    least = least.clamp_min_(0.0).mul_(factor * inverse.square()).masked_fill_(alone, torch.inf)
+    variance = torch.where(scale > 0.0, least, 0.0)
+    rest, share = rest.unsqueeze(-1), (mixing * inverse).unsqueeze(-1)
+    return MixedScore(torch.where(rest > 0.0, rest * target, 0.0) + share * mean, mixing, variance)
+
+
+def _curvature(
+    each: Tensor,
+    gradient: Tensor,
+    noise: Tensor,
+    scale: Tensor,
+    score: Tensor,
+    mean: Tensor,
+    doubt: Tensor,
+    trust: Tensor,
+) -> Tensor:
+    r"""C of :func:`mixed_score`: h times the mean Laplacian of the energy, not below zero."""
+    # The weight first: a wild force without weight must not overflow.
+    weighted = gradient * each
+    square = _dot(weighted, gradient).mul_(scale).add_(_dot(weighted, noise)).mul_(scale)
+    scaled = score * scale.unsqueeze(-1)
+    return (square - trust * (scaled * (scaled - mean)).sum(-1)).div_(1.0 - trust * doubt).clamp_min_(0.0)
 
 
 def weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
@@ -170,8 +215,3 @@ def _dot(first: Tensor, second: Tensor) -> Tensor:
 
 def _square(values: Tensor) -> Tensor:
     return _dot(values, values)
-
-
-def _scaled(square: Tensor, factor: float) -> Tensor:
-    """Infinite for a single independent point, which tells nothing of its variance."""
-    return square.mul_(factor) if factor > 0.0 else torch.full_like(square, torch.inf)

@@ -16,7 +16,7 @@ from pyro_boltzmann.diffusion import (
     noised_energy,
     noised_score,
 )
-from pyro_boltzmann.energies import EvaluationCount, count_evaluations, energy_and_gradient
+from pyro_boltzmann.energies import EvaluationCount, count_evaluations
 from pyro_boltzmann.energies.catalogue import GMM40, LennardJones
 from pyro_boltzmann.exceptions import EnergyError, NonFiniteEnergyError, ShapeError
 
@@ -34,14 +34,6 @@ def noised_gaussian(x: Tensor, variance: Tensor) -> Tensor:
     return 0.5 * x.square().sum(-1) / total + 0.5 * x.shape[-1] * (2.0 * math.pi * total).log()
 
 
-def squared_variation(x: float) -> float:
-    """v / m^2 of exp(-u(y)), y ~ N(x, NOISE), in one dimension: two Gaussian integrals."""
-    second = math.exp(-0.5 * x**2 / (NOISE + SPREAD / 2)) / math.sqrt(2 * math.pi * (NOISE + SPREAD / 2))
-    second /= 2 * math.sqrt(math.pi * SPREAD)
-    first = math.exp(-0.5 * x**2 / (NOISE + SPREAD)) / math.sqrt(2 * math.pi * (NOISE + SPREAD))
-    return second / first**2 - 1.0
-
-
 def assert_mean(draws: Tensor, truth: float) -> None:
     error = float(draws.double().std()) / math.sqrt(len(draws))
     assert abs(float(draws.double().mean()) - truth) < 4.5 * error
@@ -55,85 +47,23 @@ def test_the_density_is_unbiased(sigma: float, antithetic: bool) -> None:
     assert_mean((-estimate).exp(), math.exp(-float(GMM.noised_energy(x.double(), sigma**2))))
 
 
-@pytest.mark.parametrize("x", [0.0, 1.5])
-def test_bias_and_variance_of_the_energy(x: float) -> None:
-    repeats, variation = 40_000, squared_variation(x)
-    truth = float(noised_gaussian(torch.tensor([x]), torch.tensor(NOISE)))
-    errors = {k: noised_energy(gaussian, torch.full((repeats, 1), x), NOISE, k).double() - truth for k in (64, 256)}
-    for k, error in errors.items():
-        # The next terms of both expansions are of relative order variation / K.
-        slack = 3.0 * (1.0 + variation) / k
-        predicted = variation / (2 * k)
-        assert abs(float(error.mean()) - predicted) < 4.5 * float(error.std()) / repeats**0.5 + slack * predicted
-        assert abs(float(error.var()) * k / variation - 1.0) < 4.5 * math.sqrt(2.0 / repeats) + slack
-
-
-def test_jackknife_removes_the_first_order() -> None:
-    repeats, k, variation = 100_000, 16, squared_variation(1.5)
-    truth = float(noised_gaussian(torch.tensor([1.5]), torch.tensor(NOISE)))
-    x = torch.full((repeats, 1), 1.5)
-    plain = noised_energy(gaussian, x, NOISE, k).double() - truth
-    jackknifed = noised_energy(gaussian, x, NOISE, k, correction="jackknife").double() - truth
-    error = float(jackknifed.std()) / repeats**0.5
-    assert float(plain.mean()) > 0.5 * variation / (2 * k) > 10 * error
-    assert abs(float(jackknifed.mean())) < 4.5 * error + (variation / k) ** 2
-
-
-@pytest.mark.parametrize("form", ["target", "tweedie"])
-def test_scores_converge_at_the_monte_carlo_rate(form: Any) -> None:
-    x = torch.tensor([1.5, -0.5]).expand(4000, 2)
-    truth = -x[0] / (SPREAD + NOISE)
-    squares = [(noised_score(gaussian, x, NOISE, k, form=form) - truth).square().sum(-1) for k in (100, 400)]
-    ratio = float(squares[0].mean() / squares[1].mean())
-    spread = math.sqrt(sum(float(s.var()) / len(s) / float(s.mean()) ** 2 for s in squares))
-    assert abs(ratio / 4.0 - 1.0) < 4.5 * spread + 0.05
-    mean = noised_score(gaussian, x, NOISE, 400, form=form)
-    assert ((mean.mean(0) - truth).abs() < 4.5 * mean.std(0) / len(x) ** 0.5 + 5.0 / 400).all()
-
-
-@pytest.mark.parametrize("k", [20, 200, 2000])
-def test_the_mixture_has_no_variance_on_an_isotropic_gaussian(k: int) -> None:
-    x, h = torch.randn(200, 3, dtype=torch.float64), torch.rand(200, dtype=torch.float64) * 4.0 + 0.01
-    estimate = denoising_estimate(gaussian, x, h, k)
-    truth = -x / (SPREAD + h).unsqueeze(-1)
-    # What the pseudo-observation adds: |truth| / n^2, times a squared z-score.
-    allowed = 4.5**2 * truth.norm(dim=-1) / (k * estimate.ess).square()
-    assert ((estimate.score - truth).norm(dim=-1) < allowed).all()
-    assert ((estimate.mixing - h / (SPREAD + h)).abs() < 10.0 / (k * estimate.ess)).all()
-
-
-def gmm_points(sigma: float, number: int) -> tuple[Tensor, Tensor]:
-    x = GMM.sample(number) + sigma * torch.randn(number, 2)
-    return x, -energy_and_gradient(lambda y: GMM.noised_energy(y, sigma**2), x)[1].detach()
-
-
-@pytest.mark.parametrize("sigma", [0.25, 1.5, 5.0, 15.0])
-def test_the_mixture_is_no_worse_than_its_forms(sigma: float) -> None:
-    x, truth = gmm_points(sigma, 4000)
-    forms: tuple[Any, ...] = ("target", "tweedie", "mixture")
-    target, tweedie, mixture = (
-        float((noised_score(GMM, x, sigma**2, 200, form=form) - truth).square().sum(-1).mean()) for form in forms
-    )
-    assert mixture < 1.15 * min(target, tweedie)
-
-
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("form", ["target", "tweedie", "mixture"])
 def test_estimated_variances_are_those_of_repeats(form: Any, antithetic: bool) -> None:
+    """Mean estimated variances are those over repeats, within 4.5 s.e. of their ratio: with n repeats of kurtosis k the
+    relative s.e. of a variance is sqrt((k - 1) / n), to which that of the mean estimate is added in squares. For the
+    score, whose variance is a trace, the same with squared distances from the mean. The bias of a jackknifed variance
+    is of order 1 / ESS, here below 1e-2, where the bound is above 0.1."""
     x = torch.tensor([15.0, 24.0]).expand(3000, 2)
-    estimate = denoising_estimate(GMM, x, 2.0, 400, form=form, antithetic=antithetic)
-    # A variance from n repeats is good to sqrt((kurtosis - 1) / n); the delta method's own bias is of order 1 / ESS.
-    assert float(estimate.energy_variance.mean() / estimate.energy.var()) == pytest.approx(1.0, abs=0.15)
-    assert float(estimate.score_variance.mean() / estimate.score.var(0).sum()) == pytest.approx(1.0, abs=0.15)
-
-
-def test_antithetic_pairs_cancel_what_is_odd() -> None:
-    # Under a linear energy the target score is constant, and exp(-u) has no odd part at first order.
-    slope = torch.tensor([0.1, -0.2])
-    x = torch.zeros(2000, 2)
-    plain = noised_energy(lambda y: y @ slope, x, 1.0, 100)
-    paired = noised_energy(lambda y: y @ slope, x, 1.0, 100, antithetic=True)
-    assert paired.std() < 0.3 * plain.std()
+    estimate = denoising_estimate(GMM, x, 2.0, 500, form=form, antithetic=antithetic)
+    for variances, draws in (
+        (estimate.energy_variance, estimate.energy.unsqueeze(-1)),
+        (estimate.score_variance, estimate.score),
+    ):
+        squares = (draws.double() - draws.double().mean(0)).square().sum(-1)
+        known = [each.double() for each in (variances, squares)]
+        error = math.sqrt(sum(float(each.var() / len(each) / each.mean().square()) for each in known))
+        assert abs(float(known[0].mean() / known[1].mean()) - 1.0) < 4.5 * error
 
 
 def test_effective_sample_size() -> None:
@@ -207,7 +137,6 @@ def test_an_exact_teacher_gives_the_exact_noised_density() -> None:
     bootstrapped = bootstrapped_energy(GMM.noised_energy, x, h, g, 4)
     truth = float(GMM.noised_energy(x[0].double(), h))
     assert_mean((-bootstrapped).exp(), math.exp(-truth))
-    assert bootstrapped.var() < 0.2 * noised_energy(GMM, x, h, 4).var()
 
 
 def test_a_teacher_of_the_same_noise_is_returned() -> None:

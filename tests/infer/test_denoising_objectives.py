@@ -122,7 +122,7 @@ def test_noiseless_term_and_its_weight():
 
 
 def test_bootstrapped_target_with_an_exact_teacher(monkeypatch):
-    """It is the exact noised energy, on average (4.5 s.e., with the jackknife)."""
+    """It is the exact noised energy, on average (4.5 s.e., with the jackknife), outside the first stretch."""
     model, guide = exact_gaussian(2, "energy")
     objective = bootstrapping(monkeypatch, correction="jackknife")
     objective.loss(model, guide)
@@ -131,13 +131,15 @@ def test_bootstrapped_target_with_an_exact_teacher(monkeypatch):
     objective.is_bootstrapping = True
     taught = objective._target(guide, drawn, value)
     error = taught.energy - value
-    is_taught = drawn.variance > guide.schedule.max_variance / 10 * 1.01
-    assert abs(objective.bootstrapped - float(is_taught.double().mean())) < 0.02
+    splits = guide.schedule.split_times(guide.schedule.max_variance / 10)
+    _, interval = teacher_times(guide.schedule.time(drawn.variance), splits)
+    assert objective.bootstrapped == pytest.approx(float((interval > 0).double().mean()), abs=1e-12)
     assert_zero_mean(error)
 
 
 def test_variance_of_mixed_targets():
-    """The delta method: means of two independent sets of weights, of unequal size and spread (4.5 s.e.)."""
+    """The delta method: means of two independent sets of weights, of unequal size and spread (4.5 s.e.). The next
+    order, 5/2 of the relative variance 3e-5, is nothing beside that."""
     generator = torch.Generator().manual_seed(0)
     m, s, n = (1.0, 2.0), (0.02, 0.01), 20_000
     parts = [a + b * torch.randn(n, generator=generator, dtype=torch.float64) for a, b in zip(m, s, strict=True)]
@@ -145,7 +147,7 @@ def test_variance_of_mixed_targets():
     mixed = mixture(first, second, 0.75)
     torch.testing.assert_close(mixed.energy, -(0.25 * parts[0] + 0.75 * parts[1]).log())
     ratio = mixed.energy.var() / mixed.variance.mean()
-    assert abs(ratio - 1) < SIGMAS * (2 / n) ** 0.5 + 1e-3
+    assert abs(ratio - 1) < SIGMAS * (2 / n) ** 0.5
 
 
 def test_variance_weights():
