@@ -64,7 +64,7 @@ class DiffusionExperiment:
         sizes = _sizes(plan, share, num_samples)
         target = catalogue[self.target_name]
         for one in methods:  # A method that is missing must be known before time is spent.
-            recipe(one, target, plan)
+            recipe(one, target, plan, compared=compared)
         limit = 60.0 * COMPARED_MINUTES if compared else plan.max_seconds
         if share < 1.0:
             limit = min(limit, 60.0 * (minutes or full) / len(methods))
@@ -86,6 +86,7 @@ class DiffusionExperiment:
                         checkpoint=out / f"checkpoint-{one}-{index}.safetensors",
                         device=device,
                         progress=progress,
+                        compared=compared,
                     )
                     shown = one == results.head and index == 0
                     make = partial(run.measure, references, sizes.distance, out / DRAWS if shown else None)

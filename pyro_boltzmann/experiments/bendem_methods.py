@@ -10,15 +10,15 @@ import torch
 from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.exceptions import PyroBoltzmannError
 from pyro_boltzmann.experiments.bendem_plans import Plan
-from pyro_boltzmann.experiments.denoising_settings import published_settings
-from pyro_boltzmann.guides.auto_diffusion import Frame
+from pyro_boltzmann.experiments.denoising_settings import brief_settings, published_settings
+from pyro_boltzmann.guides.auto_diffusion import Frame, default_network
 from pyro_boltzmann.infer import objectives
 from pyro_boltzmann.infer.objectives import PathObjective
 
 __all__ = ["METHODS", "PUBLISHED", "Recipe", "UnknownMethodError", "methods_of", "recipe"]
 
 PUBLISHED = ("idem", "endem", "bendem")
-"""As their authors set them, on a constant learning rate and for as long as the time allows."""
+"""Alone as their authors set them, for as long as the time allows; in a comparison with settings for minutes."""
 METHODS = (*PUBLISHED, "best")
 """``"best"`` is :class:`~pyro_boltzmann.infer.objectives.TargetScoreMatching`."""
 
@@ -57,16 +57,25 @@ def methods_of(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def recipe(method: str, target: Target, plan: Plan, share: float = 1.0, device: torch.device | None = None) -> Recipe:
+def recipe(
+    method: str,
+    target: Target,
+    plan: Plan,
+    share: float = 1.0,
+    device: torch.device | None = None,
+    *,
+    compared: bool = False,
+) -> Recipe:
     """How a method trains on a target.
 
     :param share: of the planned updates and teacher's draws.
     :param device: where the teacher's particles live.
-    :raises UnknownMethodError: for a published method on a target without published settings.
+    :param compared: with settings for a comparison at equal time.
+    :raises UnknownMethodError: for a published method on a target without such settings.
     """
     if method == "best":
         return _best(target, plan, share, device)
-    return _published(method, target)
+    return _published(method, target, plan, share, compared)
 
 
 def _best(target: Target, plan: Plan, share: float, device: torch.device | None) -> Recipe:
@@ -89,16 +98,22 @@ def _best(target: Target, plan: Plan, share: float, device: torch.device | None)
     return Recipe(objective, {"kind": plan.kind, "num_segments": plan.num_segments}, training)
 
 
-def _published(method: str, target: Target) -> Recipe:
+def _published(method: str, target: Target, plan: Plan, share: float, compared: bool) -> Recipe:
     try:
-        settings = published_settings(method, target.name)
+        settings = (brief_settings if compared else published_settings)(method, target.name)
     except ValueError as error:
         raise UnknownMethodError(f"{error}; use --method best") from error
     guide: dict[str, Any] = {
         "kind": "score" if method == "idem" else "energy",
         "schedule": settings.schedule,
-        "num_steps": settings.num_steps,
+        "num_steps": settings.num_steps or plan.shortened_steps(share),
     }
-    # The clock ends the training.
-    training = {"num_steps": ENDLESS, "learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
+    if settings.width is not None:
+        kind, size = guide["kind"], {"width": settings.width, "depth": plan.depth}
+        guide["network"] = lambda dim: default_network(kind, target, dim, **size)
+    training: dict[str, Any] = {"learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
+    if settings.num_updates is None:
+        training |= {"num_steps": ENDLESS}  # the clock ends the training
+    else:
+        training |= {"num_steps": max(20, round(settings.num_updates * share)), "schedule": "cosine"}
     return Recipe(settings.objective, guide, training, settings.frame)

@@ -37,6 +37,7 @@ class SeedRun:
     :ivar share: of the planned training.
     :ivar num_samples: weighted draws.
     :ivar max_seconds: wall time that ends the training.
+    :ivar compared: with the settings of a comparison.
     :ivar checkpoint: file from which the training resumes, or is read back.
     """
 
@@ -50,11 +51,12 @@ class SeedRun:
     checkpoint: Path
     device: torch.device
     progress: bool
+    compared: bool = False
 
     @cached_property
     def recipe(self) -> Recipe:
         """Arguments of guide and training."""
-        return recipe(self.method, self.target, self.plan, self.share, self.device)
+        return recipe(self.method, self.target, self.plan, self.share, self.device, compared=self.compared)
 
     @cached_property
     def model(self) -> Any:
