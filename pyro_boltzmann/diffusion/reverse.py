@@ -49,6 +49,8 @@ class ReverseDiffusion(StochasticBlock):
     :param field: the model of the noised target; an ``nn.Module`` is registered and trained.
     :param dim: dimension of x.
     :param variances: ``(n + 1,)``, falling.
+    :param registers_field: whether a module is trained and saved as a part of this block; not for a further stretch of
+        a path whose first one has it.
     :param max_score: bound on :math:`\sqrt h\, |s| / \sqrt d`; no bound unless given. Weights stay exact.
     :raises ValueError: unless the variances fall and are not negative.
 
@@ -73,6 +75,7 @@ class ReverseDiffusion(StochasticBlock):
         variances: Tensor | list[float],
         *,
         max_score: float | None = None,
+        registers_field: bool = True,
     ) -> None:
         # A copy: the buffer is written to, and callers hand out parts of one tensor.
         levels = torch.as_tensor(variances, dtype=torch.float64).detach().clone()
@@ -80,7 +83,7 @@ class ReverseDiffusion(StochasticBlock):
             raise ValueError(f"a reverse process needs two variances or more, got shape {tuple(levels.shape)}")
         super().__init__(dim, (NoisePart("normal", dim),), num_repeats=len(levels) - 1, is_involution=False)
         self._plain: list[DiffusionField] = []
-        if isinstance(field, nn.Module):
+        if isinstance(field, nn.Module) and registers_field:
             self.field = field
         else:
             self._plain.append(field)

@@ -104,12 +104,12 @@ def test_named_and_with_data():
         )
 
 
-@pytest.mark.parametrize("kind", ["score", "energy"])
-def test_resumed_training_is_unbroken_training(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "num_segments"), [("score", 1), ("energy", 1), ("energy", 2)])
+def test_resumed_training_is_unbroken_training(tmp_path, kind, num_segments):
     def train(num_steps, checkpoint):
         torch.manual_seed(5)
         model = pb.BoltzmannModel(wells, 2)
-        guide = pb.AutoDiffusion(model, num_steps=5, kind=kind)
+        guide = pb.AutoDiffusion(model, num_steps=5, kind=kind, num_segments=num_segments)
         pb.fit(
             model,
             guide,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_boltzmann.diffusion.networks.embedding import NoiseEmbedding, variance_of_rows
+from pyro_boltzmann.diffusion.networks.embedding import SOFTPLUS_IS_ONE, NoiseEmbedding, variance_of_rows
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
 from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.exceptions import ShapeError
@@ -17,7 +17,6 @@ __all__ = ["PreconditionedEnergy", "PreconditionedScore"]
 
 # Below this the target is left out of the sum. Where that holds for a whole batch, it is not evaluated.
 SMALLEST_GATE = 1e-7
-_SOFTPLUS_IS_ONE = math.log(math.expm1(1.0))
 
 
 class _Preconditioner(nn.Module):
@@ -63,7 +62,7 @@ class _Preconditioner(nn.Module):
             self.gate_embedding = NoiseEmbedding(16, smallest_sigma=smallest_sigma)
             self.gate_rate = nn.Linear(16, 1)
             nn.init.zeros_(self.gate_rate.weight)
-            nn.init.constant_(self.gate_rate.bias, _SOFTPLUS_IS_ONE)
+            nn.init.constant_(self.gate_rate.bias, SOFTPLUS_IS_ONE)
 
     def place(self, center: Tensor, data_scale: float, gate_scale: float, level: float = 0.0) -> None:
         """Move to where the target lives: other values for ``center``, ``data_scale`` and ``gate_scale``.

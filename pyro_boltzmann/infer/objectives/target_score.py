@@ -15,6 +15,7 @@ from pyro_boltzmann.energies.evaluation import energy_and_gradient
 from pyro_boltzmann.exceptions import EnergyError, ShapeError
 from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
+from pyro_boltzmann.infer.objectives.spread_loss import SPREAD_WEIGHT, spread_loss
 from pyro_boltzmann.infer.objectives.weighted_data import WeightedData
 
 __all__ = ["TargetScoreMatching"]
@@ -22,7 +23,6 @@ __all__ = ["TargetScoreMatching"]
 NUM_BINS = 32
 """Bins of the log noise level in which the best mixture of the two targets is estimated."""
 MEMORY = 0.99
-SPREAD_WEIGHT = 0.1
 TEACHER_DRAWS = 20_000
 
 
@@ -126,9 +126,7 @@ class TargetScoreMatching(PathObjective):
         per_draw = h * error.square().mean(-1)
         if self.trained_spread:
             rest = (x0 - x - column * score.detach()).square() / column
-            if spread.shape[-1] == 1:
-                rest = rest.mean(-1, keepdim=True)
-            per_draw = per_draw + SPREAD_WEIGHT * (spread.log() + rest / spread).mean(-1)
+            per_draw = per_draw + SPREAD_WEIGHT * spread_loss(spread, rest)
         per_draw = per_draw[per_draw.detach().isfinite()]
         return per_draw.mean() if len(per_draw) else score.sum() * 0.0 + torch.inf
 

@@ -18,10 +18,10 @@ from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
 from pyro_boltzmann.infer.objectives.prioritized_buffer import PrioritizedBuffer
+from pyro_boltzmann.infer.objectives.spread_loss import SPREAD_WEIGHT, spread_loss
 
 __all__ = ["DenoisingObjective", "NoisedBatch", "Regression", "SeenSpread"]
 
-SPREAD_WEIGHT = 0.1
 TOLERANCE = 0.1
 """Errors much below this, in nats or in units of the noise, are not worth a larger weight."""
 
@@ -262,8 +262,7 @@ class DenoisingObjective(PathObjective):
 
 def _spread_loss(spread: Tensor, seen: SeenSpread, kept: Tensor) -> Tensor:
     """The spread's own term, small beside the regression."""
-    value = seen.value.mean(-1, keepdim=True) if spread.shape[-1] == 1 else seen.value
-    each = (seen.known.unsqueeze(-1) * spread.log() + value / spread).mean(-1)
+    each = spread_loss(spread, seen.value, seen.known.unsqueeze(-1))
     each = each[kept & each.detach().isfinite()]
     return SPREAD_WEIGHT * each.mean() if len(each) else each.sum()
 
