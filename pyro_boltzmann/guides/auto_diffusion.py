@@ -60,8 +60,8 @@ class AutoDiffusion(AutoStochasticFlow):
         by an estimate with ``num_noise`` points (:class:`~pyro_boltzmann.diffusion.EstimatedEnergy`).
     :param num_noise: K of that estimate (``kind="score"`` with more than one stretch).
     :param num_moves: with ``kind="energy"``, trajectories of Hamiltonian Monte Carlo on the learned density at each
-        cut: the learned energies are then the annealing path of sequential Monte Carlo. Their steps fit the noise;
-        objectives that run paths adapt them.
+        cut: the learned energies are then the annealing path of sequential Monte Carlo. Their steps fit the noise,
+        and :func:`~pyro_boltzmann.fit` adapts them.
     :param use_target: whether the target's own gradient (and energy) is part of the score at small noise.
     :param frame: where the target lives, if it is known without draws (:meth:`Frame.guess`); otherwise a given schedule
         is taken to fit the target.
@@ -145,22 +145,25 @@ class AutoDiffusion(AutoStochasticFlow):
             field = PreconditionedScore(network, target, dim, gate_scale=1.0, data_scale=1.0, max_force=plan.max_force)
         levels = (plan.schedule or GeometricSchedule(FINEST, WIDEST)).variances(plan.num_steps)
         blocks: list[Any] = []
+        known: NoisedEnergy | None = None
         for low, high in _segments(plan):
             # The first stretch has the field for all, so that it is trained and saved once.
-            stretch = ReverseDiffusion(field, dim, levels[low : high + 1], registers_field=low == 0)
+            stretch = ReverseDiffusion(field, dim, levels[low : high + 1], registers_field=low == 0, arriving=known)
             blocks.append(stretch)
+            if isinstance(field, PreconditionedEnergy):
+                known = NoisedEnergy(field, stretch)
             if high < plan.num_steps:
-                blocks.append(self._cut(field, stretch, energy, dim))
+                blocks.append(self._cut(known, stretch, energy, dim))
         return blocks
 
-    def _cut(self, field: nn.Module, stretch: ReverseDiffusion, target: Energy, dim: int) -> Any:
+    def _cut(self, noised: NoisedEnergy | None, stretch: ReverseDiffusion, target: Energy, dim: int) -> Any:
         """What stands between two stretches: a place to resample, or moves."""
         plan = self._plan
-        if not isinstance(field, PreconditionedEnergy):
+        if noised is None:
             return ResamplingPoint(EstimatedEnergy(target, stretch, plan.num_noise), dim)
-        noised = NoisedEnergy(field, stretch)
         if not plan.num_moves:
-            return ResamplingPoint(noised, dim)
+            # The next stretch begins with the same score.
+            return ResamplingPoint(noised, dim, with_gradient=True)
         return MetropolisAdjusted(
             LeapfrogTransform(noised, dim, num_steps=3, num_trajectories=plan.num_moves), noised, adapt=True
         )

@@ -86,7 +86,9 @@ def fit(
     :param learning_rate: of Adam, unless ``optimizer`` builds another optimiser from the parameters.
     :param schedule: ``"constant"`` or ``"cosine"`` (decay to 1 % over the steps asked for).
     :param clip_norm: clip the norm of the gradient; ``None`` for no clipping.
-    :param adapt_rate: rate of the acceptance-rate adaptation of blocks that ask for it.
+    :param adapt_rate: rate of the acceptance-rate adaptation of blocks that ask for it; 0 for none. Where the
+        objective runs no such paths (those for an :class:`~pyro_boltzmann.AutoDiffusion`), 20 batches of
+        ``num_particles`` paths adapt them when the training is over; their evaluations are counted.
     :param max_seconds: stop after this much wall time, resumed runs counted in; what an objective does before its first
         update too.
     :param max_evaluations: stop after this many energy evaluations, values plus gradients, resumed runs counted in.
@@ -212,6 +214,8 @@ def _train(
                 run.own.deadline = None
     run.tick()
     _save(run, file)
+    # After the last checkpoint: a run that is continued goes on from scales that no training has seen.
+    run.adapt_moves()
 
 
 def _show(bar: tqdm[Any], result: FitResult) -> None:

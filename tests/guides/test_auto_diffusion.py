@@ -16,6 +16,7 @@ from pyro_boltzmann import Frame
 from pyro_boltzmann.diffusion import (
     EnergyMLP,
     EquivariantNetwork,
+    EstimatedEnergy,
     GeometricSchedule,
     InvariantNetwork,
     LinearSchedule,
@@ -306,3 +307,88 @@ def test_the_field_of_all_stretches_is_saved_once(tmp_path, settings):
     for other in (by_torch, by_safetensors, copy.deepcopy(guide)):
         assert other.sample_paths(50, generator=torch.Generator().manual_seed(0)).log_weight.equal(expected)
         assert all(block._field is other.field for block in other._reverse_blocks)
+
+
+def trained_a_little(**settings):
+    """An energy guide whose network says something, with both kinds of ends of its gate inside the path."""
+    torch.manual_seed(2)
+    guide = pb.AutoDiffusion(model_of(wells, 2), num_steps=9, kind="energy", num_segments=3, **settings)
+    with torch.no_grad():
+        for parameter in guide.field.network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return guide
+
+
+def wells(x):
+    return (x[..., 0].square() - 2.0).square() + 0.5 * x[..., 1].square()
+
+
+@pytest.mark.parametrize(("num_moves", "saved_gradients"), [(0, 0), (2, 1)])
+@pytest.mark.parametrize("resample_below", [None, 0.99])
+def test_what_is_known_at_a_cut_is_not_computed_again(num_moves, saved_gradients, resample_below):
+    """The same weights to the bit, for one value a cut less (and with moves one gradient)."""
+    drawn = []
+    for reuse in (True, False):
+        guide = trained_a_little(num_moves=num_moves)
+        if not reuse:
+            for block in guide.path.stochastic_blocks:
+                block._arriving, block.with_gradient = None, False
+        drawn.append(pb.importance_sample(guide.model, guide, num_samples=100, seed=0, resample_below=resample_below))
+    reused, twice = drawn
+    assert reused.log_weights.equal(twice.log_weights)
+    cuts_with_target = 200
+    values, gradients = (
+        twice.evaluations["sample"][k] - reused.evaluations["sample"][k] for k in ("values", "gradients")
+    )
+    is_asked = num_moves or resample_below
+    assert values == (cuts_with_target if is_asked else 0)
+    assert gradients == saved_gradients * cuts_with_target
+    if resample_below:
+        assert sum(reused.info["resampled"].values()) > 0
+
+
+def test_reused_scores_leave_the_path_a_bijection_with_gradients():
+    guide = trained_a_little(num_moves=1)
+    path = guide.get_transform().double()
+    joint = torch.randn(20, path.width, dtype=torch.float64).abs()
+    with torch.no_grad():
+        there, _ = path.call_and_ladj(joint)
+        torch.testing.assert_close(path.inverse_and_ladj(there)[0], joint, rtol=1e-6, atol=1e-6)
+    with_graph = path.call_and_ladj(joint.clone().requires_grad_())[0]
+    torch.testing.assert_close(with_graph, there, rtol=1e-9, atol=1e-9)
+
+
+def test_the_ess_along_the_path_is_known_where_it_costs_nothing():
+    def path_ess(guide, resample_below):
+        draws = pb.importance_sample(guide.model, guide, num_samples=500, seed=0, resample_below=resample_below)
+        return draws.info["path_ess"], draws.evaluations["sample"]["values"]
+
+    learned = trained_a_little()
+    (without, cost), (asked, cost_asked) = (path_ess(learned, below) for below in (None, 1e-9))
+    assert list(without) == [1, 3] and cost == cost_asked
+    assert list(without.values()) == pytest.approx(list(asked.values()))
+    estimated = pb.AutoDiffusion(learned.model, num_steps=9, num_segments=3, num_noise=2)
+    (without, cost), (asked, cost_asked) = (path_ess(estimated, below) for below in (None, 1e-9))
+    assert without == {} and list(asked) == [1, 3]
+    assert cost_asked == cost + 2 * 2 * 500
+
+
+def test_estimated_energies_follow_their_generator():
+    x = torch.zeros(5, 2)
+    first, second = (EstimatedEnergy(wells, 0.5, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    values = first(x)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(7)
+    assert second(x).equal(values) and not first(x).equal(values)
+
+
+def test_resampling_by_estimates_follows_the_seed():
+    guide = pb.AutoDiffusion(model_of(wells, 2), num_steps=6, num_segments=3, num_noise=2)
+    weights = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        draws = pb.importance_sample(guide.model, guide, num_samples=200, seed=5, resample_below=0.95)
+        weights.append(draws.log_weights)
+    assert weights[0].equal(weights[1])

@@ -281,3 +281,40 @@ def test_the_excess_of_the_loss_is_the_divergence_of_the_processes():
     expected = 0.5 * 2 * (losses[1] - losses[0]) * math.log(float(h[0] / h[-2]))
     assert abs(divergences[0]) < 1e-3
     assert divergences[1] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda: TargetScoreMatching(64, data=gaussian_draws(500)),
+        lambda: pb.EnDEM(16, num_noise=8, num_refresh=50),
+    ],
+)
+def test_moves_are_adapted_after_a_training_without_paths(objective, tmp_path):
+    """To the acceptance that they aim at, from steps that fit the noise; the training is not touched."""
+
+    def train(num_steps=3, adapt_rate=0.05, checkpoint=None):
+        torch.manual_seed(0)
+        model = pb.BoltzmannModel(gaussian, 2)
+        guide = pb.AutoDiffusion(model, kind="energy", num_steps=4, num_segments=2, num_moves=1)
+        settings = {
+            "seed": 1,
+            "progress": False,
+            "adapt_rate": adapt_rate,
+            "checkpoint": checkpoint,
+            "num_particles": 128,
+        }
+        result = pb.fit(model, guide, objective=objective(), num_steps=num_steps, **settings)
+        draws = pb.importance_sample(model, guide, num_samples=2000, seed=0)
+        state, rates = guide.state_dict(), [b["acceptance"] for b in draws.info["blocks"] if b and b["acceptance"]]
+        moves = {name for name in state if "step_size" in name}
+        return state, moves, rates, result.evaluations.values
+
+    state, moves, rates, spent = train()
+    untouched, _, before, spent_before = train(adapt_rate=0.0)
+    assert rates == pytest.approx([0.651], abs=0.05) and before != pytest.approx(rates, abs=0.1)
+    assert all(tensor.equal(untouched[name]) for name, tensor in state.items() if name not in moves)
+    assert spent > spent_before
+    train(2, checkpoint=tmp_path / "run.safetensors")
+    resumed = train(3, checkpoint=tmp_path / "run.safetensors")[0]
+    assert all(tensor.equal(resumed[name]) for name, tensor in state.items())

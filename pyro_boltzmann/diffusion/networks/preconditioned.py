@@ -249,6 +249,11 @@ class PreconditionedEnergy(_Preconditioner):
         value, scalars = self._value(x, at)
         return value, self._spread(scalars, at, x.shape)
 
+    def spread(self, x: Tensor, variance: float | Tensor) -> Tensor:
+        """The spread of :meth:`score_and_spread` alone, which costs nothing of the target."""
+        at = self._coefficients(variance, x)
+        return self._spread(self._ask(x, at)[1], at, x.shape)
+
     def _value(self, x: Tensor, at: _Coefficients) -> tuple[Tensor, Tensor | None]:
         smooth, scalars = self._smooth_part(x, at)
         if not at.needs_target:
