@@ -297,18 +297,12 @@ def test_moves_are_adapted_after_a_training_without_paths(objective, tmp_path):
         torch.manual_seed(0)
         model = pb.BoltzmannModel(gaussian, 2)
         guide = pb.AutoDiffusion(model, kind="energy", num_steps=4, num_segments=2, num_moves=1)
-        settings = {
-            "seed": 1,
-            "progress": False,
-            "adapt_rate": adapt_rate,
-            "checkpoint": checkpoint,
-            "num_particles": 128,
-        }
-        result = pb.fit(model, guide, objective=objective(), num_steps=num_steps, **settings)
+        settings = {"seed": 1, "progress": False, "num_particles": 128, "adapt_rate": adapt_rate}
+        run = pb.fit(model, guide, objective=objective(), num_steps=num_steps, checkpoint=checkpoint, **settings)
         draws = pb.importance_sample(model, guide, num_samples=2000, seed=0)
         state, rates = guide.state_dict(), [b["acceptance"] for b in draws.info["blocks"] if b and b["acceptance"]]
         moves = {name for name in state if "step_size" in name}
-        return state, moves, rates, result.evaluations.values
+        return state, moves, rates, run.evaluations.values
 
     state, moves, rates, spent = train()
     untouched, _, before, spent_before = train(adapt_rate=0.0)
