@@ -13,12 +13,10 @@ from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
 from pyro_boltzmann.diffusion.networks import (
-    EnergyMLP,
     EquivariantNetwork,
     InvariantNetwork,
     PreconditionedEnergy,
     PreconditionedScore,
-    ScoreMLP,
 )
 from pyro_boltzmann.diffusion.noised import EstimatedEnergy, NoisedEnergy
 from pyro_boltzmann.diffusion.reverse import ReverseDiffusion
@@ -26,6 +24,7 @@ from pyro_boltzmann.diffusion.schedules import GeometricSchedule, NoiseSchedule
 from pyro_boltzmann.energies.evaluation import Energy
 from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.guides.auto_stochastic_flow import AutoStochasticFlow
+from pyro_boltzmann.guides.diffusion_network import check_network, default_network
 from pyro_boltzmann.guides.frame import FINEST, WIDEST, Frame
 from pyro_boltzmann.stochastic.leapfrog import LeapfrogTransform
 from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted
@@ -136,7 +135,7 @@ class AutoDiffusion(AutoStochasticFlow):
             network = default_network(plan.kind, getattr(self._bound_energy.model, "energy", None), dim)
         elif not isinstance(network, nn.Module):
             network = network(dim)
-        _check_network(network, plan.kind, dim)
+        check_network(network, plan.kind, dim)
         field: PreconditionedEnergy | PreconditionedScore
         target = energy if plan.use_target else None
         if plan.kind == "energy":
@@ -289,40 +288,3 @@ def _segments(plan: _Plan) -> list[tuple[int, int]]:
     """First and last level of each stretch."""
     ends = [round(plan.num_steps * k / plan.num_segments) for k in range(plan.num_segments + 1)]
     return list(pairwise(ends))
-
-
-def _check_network(network: nn.Module, kind: str, dim: int) -> None:
-    """Refuse one of our networks that is of the other kind or dimension."""
-    is_scalar = isinstance(network, EnergyMLP | InvariantNetwork)
-    if is_scalar if kind == "score" else isinstance(network, ScoreMLP | EquivariantNetwork) and not is_scalar:
-        needed = "vector (ScoreMLP, EquivariantNetwork)" if kind == "score" else "number (EnergyMLP, InvariantNetwork)"
-        raise TypeError(
-            f"kind={kind!r} needs a network whose result is a {needed}, got {type(network).__name__}; take one of "
-            "these, the other kind, or no network for the default"
-        )
-    own = getattr(network, "dim", dim)
-    if isinstance(own, int) and own != dim:
-        raise ShapeError(
-            f"the model has {dim} unconstrained latents, the {type(network).__name__} was built for {own}; a function "
-            "of the dimension, network=lambda dim: ..., cannot get it wrong"
-        )
-
-
-def default_network(kind: str, target: Any, dim: int, **size: int) -> nn.Module:
-    """The network of a guide that was given none: for particles one that knows their symmetries, else a perceptron.
-
-    :param kind: as for :class:`AutoDiffusion`.
-    :param target: anything; particles have ``num_particles`` and ``spatial_dim``.
-    :param size: ``width`` and ``depth``, in place of the network's own.
-
-    >>> type(default_network("score", None, 2, width=16)).__name__
-    'ScoreMLP'
-    """
-    particles, space = getattr(target, "num_particles", None), getattr(target, "spatial_dim", None)
-    if isinstance(particles, int) and isinstance(space, int) and (particles - 1) * space == dim:
-        if kind == "energy":
-            return InvariantNetwork(particles, space, **size)
-        return EquivariantNetwork(particles, space, num_scalars=1, **size)
-    mlp = EnergyMLP if kind == "energy" else ScoreMLP
-    features: dict[str, Any] = {"num_scalars": dim, "num_frequencies": 12, "finest": 32.0}
-    return mlp(dim, **size, **features)
