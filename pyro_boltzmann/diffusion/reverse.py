@@ -138,19 +138,22 @@ class ReverseDiffusion(StochasticBlock):
         self._levels = []
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _known_score(self, memo: EnergyMemo, h: float) -> Tensor | None:
+    def _known_score(self, memo: EnergyMemo, index: int) -> Tensor | None:
         """The score at the state of ``memo``, if the block before has computed it."""
-        if self._arriving is None or not memo.entries or torch.is_grad_enabled():
+        if self._arriving is None or index or not memo.entries or torch.is_grad_enabled():
             return None
         gradient = memo.known_gradient(self._arriving)
-        same_level = gradient is not None and cast(_LevelEnergy, self._arriving.energy).variance == h
-        return -gradient if same_level and gradient is not None else None
+        if gradient is None or cast(_LevelEnergy, self._arriving.energy).variance != self._levels_of(0)[0]:
+            return None
+        return -gradient
 
-    def _forward_kernel(self, x: Tensor, index: int, memo: EnergyMemo | None = None) -> tuple[Tensor, Tensor, float]:
-        """Mean, standard deviation ``(*batch, dim)`` or ``(*batch, 1)``, and the variance of the way back."""
+    def _forward_kernel(self, x: Tensor, index: int, known: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+        """Mean, standard deviation ``(*batch, dim)`` or ``(*batch, 1)``, and the variance of the way back.
+
+        :param known: the score at x, where it is.
+        """
         h, h_next = self._levels_of(index)
         step = h - h_next
-        known = None if memo is None else self._known_score(memo, h)
         if known is None:
             score, spread = self._field.score_and_spread(x, h)
         else:
@@ -172,7 +175,8 @@ class ReverseDiffusion(StochasticBlock):
         return total - 0.5 * self.dim * math.log(step)
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
-        mean, scale, step = self._forward_kernel(x, index, memo)
+        known = self._known_score(memo, index)
+        mean, scale, step = self._forward_kernel(x, index) if known is None else self._forward_kernel(x, index, known)
         y = mean + scale * noise[0]
         return StepResult(y, ((x - y) / math.sqrt(step),), self._log_scale(scale, step), EnergyMemo())
 
