@@ -18,7 +18,7 @@ from pyro_boltzmann.energies import (
     count_evaluations,
 )
 from pyro_boltzmann.energies.catalogue import catalogue
-from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoDiffusion, AutoStochasticFlow
+from pyro_boltzmann.guides import AmortizedStochasticFlow, AutoDiffusion, AutoStochasticFlow, Frame
 from pyro_boltzmann.infer import (
     IDEM,
     Alpha2,
@@ -54,6 +54,7 @@ __all__ = [
     "EnDEM",
     "FitResult",
     "ForwardKL",
+    "Frame",
     "LocalEnergy",
     "LogVariance",
     "ModelEnergy",

@@ -6,6 +6,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "NonFiniteEnergyError",
+    "OutOfTimeError",
     "OutputError",
     "PyroBoltzmannError",
     "ReportError",
@@ -50,6 +51,10 @@ class CheckpointError(PyroBoltzmannError, RuntimeError):
 
 class MissingExtraError(PyroBoltzmannError, ImportError):
     """Something needs an optional package that is not installed; the message names the extra."""
+
+
+class OutOfTimeError(PyroBoltzmannError, TimeoutError):
+    """The time that was given is over before there is anything to show for it."""
 
 
 class OutputError(PyroBoltzmannError, OSError):

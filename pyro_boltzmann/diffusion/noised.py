@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from pyro_boltzmann.diffusion.estimators import noised_energy
 from pyro_boltzmann.diffusion.reverse import ReverseDiffusion
@@ -73,6 +73,8 @@ class EstimatedEnergy:
     :param energy: :math:`u`, whose evaluations are counted.
     :param variance: h, as for :class:`NoisedEnergy`.
     :param num_noise: K.
+    :param generator: of the noise; torch's global one unless given, which
+        :func:`~pyro_boltzmann.importance_sample` seeds.
 
     Source: Andrieu and Roberts 2009 (pseudo-marginal methods); the estimate is that of Akhound-Sadegh et al., arXiv
     2402.06121, equation 7.
@@ -85,12 +87,20 @@ class EstimatedEnergy:
     is_reference = True
     copies_with_path = True
 
-    def __init__(self, energy: Energy | HeldEnergy, variance: float | ReverseDiffusion, num_noise: int = 64) -> None:
+    def __init__(
+        self,
+        energy: Energy | HeldEnergy,
+        variance: float | ReverseDiffusion,
+        num_noise: int = 64,
+        *,
+        generator: Generator | None = None,
+    ) -> None:
         if num_noise < 1:
             raise ValueError(f"num_noise must be positive, got {num_noise}")
         self._energy = energy if isinstance(energy, HeldEnergy) else HeldEnergy(energy)
         self._variance = variance
         self.num_noise = num_noise
+        self.generator = generator
 
     @property
     def variance(self) -> float:
@@ -98,4 +108,4 @@ class EstimatedEnergy:
         return _level(self._variance)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return noised_energy(self._energy.energy, x, self.variance, self.num_noise)
+        return noised_energy(self._energy.energy, x, self.variance, self.num_noise, generator=self.generator)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Generator, Tensor, nn
 
 from pyro_boltzmann.diffusion.schedules import NoiseSchedule
+from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.energies.memo import EnergyMemo
 from pyro_boltzmann.stochastic.block import StepResult, StochasticBlock
 from pyro_boltzmann.stochastic.info import StepInfo
@@ -25,6 +26,13 @@ class DiffusionField(Protocol):
     def score_and_spread(self, x: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
         r"""The score :math:`\nabla \log p_h(x)`, ``(*batch, dim)``, and the variance of :math:`x_0` given :math:`x_h =
         x`, divided by h: ``(*batch, dim)`` or ``(*batch, 1)``."""
+
+
+class _LevelEnergy(Protocol):
+    @property
+    def variance(self) -> float: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class ReverseDiffusion(StochasticBlock):
@@ -49,6 +57,11 @@ class ReverseDiffusion(StochasticBlock):
     :param field: the model of the noised target; an ``nn.Module`` is registered and trained.
     :param dim: dimension of x.
     :param variances: ``(n + 1,)``, falling.
+    :param registers_field: whether a module is trained and saved as a part of this block; not for a further stretch of
+        a path whose first one has it.
+    :param arriving: an energy at the first level whose gradient is minus the field's score, such as a
+        :class:`~pyro_boltzmann.diffusion.NoisedEnergy`. Where the block before has computed it, it is not computed
+        again (without a graph). The field needs a method ``spread(x, variance)`` then.
     :param max_score: bound on :math:`\sqrt h\, |s| / \sqrt d`; no bound unless given. Weights stay exact.
     :raises ValueError: unless the variances fall and are not negative.
 
@@ -73,6 +86,8 @@ class ReverseDiffusion(StochasticBlock):
         variances: Tensor | list[float],
         *,
         max_score: float | None = None,
+        registers_field: bool = True,
+        arriving: _LevelEnergy | None = None,
     ) -> None:
         # A copy: the buffer is written to, and callers hand out parts of one tensor.
         levels = torch.as_tensor(variances, dtype=torch.float64).detach().clone()
@@ -80,7 +95,8 @@ class ReverseDiffusion(StochasticBlock):
             raise ValueError(f"a reverse process needs two variances or more, got shape {tuple(levels.shape)}")
         super().__init__(dim, (NoisePart("normal", dim),), num_repeats=len(levels) - 1, is_involution=False)
         self._plain: list[DiffusionField] = []
-        if isinstance(field, nn.Module):
+        self._arriving = None if arriving is None else HeldEnergy(arriving)
+        if isinstance(field, nn.Module) and registers_field:
             self.field = field
         else:
             self._plain.append(field)
@@ -122,11 +138,26 @@ class ReverseDiffusion(StochasticBlock):
         self._levels = []
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _forward_kernel(self, x: Tensor, index: int) -> tuple[Tensor, Tensor, float]:
-        """Mean, standard deviation ``(*batch, dim)`` or ``(*batch, 1)``, and the variance of the way back."""
+    def _known_score(self, memo: EnergyMemo, index: int) -> Tensor | None:
+        """The score at the state of ``memo``, if the block before has computed it."""
+        if self._arriving is None or index or not memo.entries or torch.is_grad_enabled():
+            return None
+        gradient = memo.known_gradient(self._arriving)
+        if gradient is None or cast(_LevelEnergy, self._arriving.energy).variance != self._levels_of(0)[0]:
+            return None
+        return -gradient
+
+    def _forward_kernel(self, x: Tensor, index: int, known: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+        """Mean, standard deviation ``(*batch, dim)`` or ``(*batch, 1)``, and the variance of the way back.
+
+        :param known: the score at x, where it is.
+        """
         h, h_next = self._levels_of(index)
         step = h - h_next
-        score, spread = self._field.score_and_spread(x, h)
+        if known is None:
+            score, spread = self._field.score_and_spread(x, h)
+        else:
+            score, spread = known, cast(Any, self._field).spread(x, h)
         if self.max_score is not None:
             bound = self.max_score * math.sqrt(self.dim / h)
             score = score * (bound / (score.norm(dim=-1, keepdim=True) + 1e-30)).clamp_max(1.0)
@@ -144,7 +175,8 @@ class ReverseDiffusion(StochasticBlock):
         return total - 0.5 * self.dim * math.log(step)
 
     def step(self, x: Tensor, noise: Parts, memo: EnergyMemo, index: int) -> StepResult:
-        mean, scale, step = self._forward_kernel(x, index)
+        known = self._known_score(memo, index)
+        mean, scale, step = self._forward_kernel(x, index) if known is None else self._forward_kernel(x, index, known)
         y = mean + scale * noise[0]
         return StepResult(y, ((x - y) / math.sqrt(step),), self._log_scale(scale, step), EnergyMemo())
 

@@ -54,6 +54,16 @@ class EnergyMemo:
             return None
         return combine([(c, entry[0]) for (c, _), entry in zip(components, found, strict=True) if entry is not None])
 
+    def known_gradient(self, energy: Energy | HeldEnergy) -> Tensor | None:
+        """The gradient if it needs no new evaluation."""
+        terms: list[tuple[float | Tensor, Tensor]] = []
+        for c, e in _components(energy):
+            gradient = self.entries.get(_key(e), (None, None))[1]
+            if gradient is None:
+                return None
+            terms.append((c, gradient))
+        return combine(terms)
+
     def where(self, mask: RowMask, other: EnergyMemo) -> EnergyMemo:
         """Rows of this memo where ``mask``, rows of ``other`` elsewhere; only what both know survives."""
         merged: dict[Hashable, Entry] = {}

@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_boltzmann.diagnostics import WeightedSamples, from_netcdf, pair_distances
-from pyro_boltzmann.diagnostics.plots import plot_energy_histogram, plot_log_weights, save_figure
+from pyro_boltzmann.diagnostics.plots import plot_configurations, plot_energy_histogram, plot_log_weights, save_figure
 from pyro_boltzmann.diagnostics.plots.style import EXACT, RAW, WEIGHTED, new_figure, tidy
 from pyro_boltzmann.diagnostics.resampling import systematic
 from pyro_boltzmann.energies.catalogue import Target
-from pyro_boltzmann.experiments.bendem_particles import plot_configurations
 from pyro_boltzmann.experiments.bendem_references import References
 from pyro_boltzmann.experiments.run_folder import DRAWS
 from pyro_boltzmann.experiments.run_plots import plot_draws

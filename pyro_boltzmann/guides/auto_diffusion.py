@@ -6,56 +6,34 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
 from pyro_boltzmann.diffusion.networks import (
-    EnergyMLP,
     EquivariantNetwork,
     InvariantNetwork,
     PreconditionedEnergy,
     PreconditionedScore,
-    ScoreMLP,
 )
 from pyro_boltzmann.diffusion.noised import EstimatedEnergy, NoisedEnergy
 from pyro_boltzmann.diffusion.reverse import ReverseDiffusion
 from pyro_boltzmann.diffusion.schedules import GeometricSchedule, NoiseSchedule
 from pyro_boltzmann.energies.evaluation import Energy
+from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.guides.auto_stochastic_flow import AutoStochasticFlow
+from pyro_boltzmann.guides.diffusion_network import check_network, default_network
+from pyro_boltzmann.guides.frame import FINEST, WIDEST, Frame
 from pyro_boltzmann.stochastic.leapfrog import LeapfrogTransform
 from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted
 from pyro_boltzmann.stochastic.resampling_point import ResamplingPoint
 
 __all__ = ["AutoDiffusion", "Frame", "default_network"]
 
-WIDEST = 4.0
-"""The prior's noise in standard deviations of the target, unless a schedule is given."""
-FINEST = 0.25
-"""The least noise in widths of a mode, unless a schedule is given."""
-NARROW, COARSE = 1.0, 2.0
-"""A schedule must reach this many standard deviations and go below this many widths of a mode."""
-
-
-class Frame(NamedTuple):
-    r"""Where a target lives: its mean and standard deviations, ``(dim,)`` each, the width of its modes,
-    :math:`c = \sqrt{d / E|\nabla u|^2}`, and its mean energy."""
-
-    center: Tensor
-    scale: Tensor
-    width: float
-    level: float = 0.0
-
-    @classmethod
-    def guess(cls, dim: int, scale: float = 1.0, width: float | None = None) -> Frame:
-        """Around zero, with one standard deviation in all directions and modes as wide, unless told otherwise.
-
-        >>> Frame.guess(2, 3.0)
-        Frame(center=tensor([0., 0.]), scale=tensor([3., 3.]), width=3.0, level=0.0)
-        """
-        return cls(torch.zeros(dim), torch.full((dim,), float(scale)), float(scale if width is None else width))
+MAX_FORCE = 1e3
+NUM_NOISE = 64
 
 
 class AutoDiffusion(AutoStochasticFlow):
@@ -79,19 +57,22 @@ class AutoDiffusion(AutoStochasticFlow):
     :param num_segments: how many stretches the path is cut into, between which
         :func:`~pyro_boltzmann.importance_sample` may resample: by the learned density for ``kind="energy"``, otherwise
         by an estimate with ``num_noise`` points (:class:`~pyro_boltzmann.diffusion.EstimatedEnergy`).
-    :param num_noise: K of that estimate.
+    :param num_noise: K of that estimate (``kind="score"`` with more than one stretch).
     :param num_moves: with ``kind="energy"``, trajectories of Hamiltonian Monte Carlo on the learned density at each
-        cut: the learned energies are then the annealing path of sequential Monte Carlo. Their steps fit the noise;
-        objectives that run paths adapt them.
+        cut: the learned energies are then the annealing path of sequential Monte Carlo. Their steps fit the noise,
+        and :func:`~pyro_boltzmann.fit` adapts them.
     :param use_target: whether the target's own gradient (and energy) is part of the score at small noise.
     :param frame: where the target lives, if it is known without draws (:meth:`Frame.guess`); otherwise a given schedule
         is taken to fit the target.
     :param max_drift: bound on :math:`\sqrt h\, |s| / \sqrt d` for the score s in a step, or ``None``. Exact
         scores are of order one there. Without a bound, rows that a half-trained field sends far away fill the buffers
         of objectives that learn from its draws, and the field becomes wilder still. Weights are exact with any.
-    :param max_force: bound on the norm of the target's gradient in the score (``kind="score"``), or ``None``.
+    :param max_force: bound on the norm of the target's gradient in the score (``kind="score"`` with ``use_target``),
+        or ``None``.
     :param latent_dim: as for :class:`AutoStochasticFlow`, like ``dtype`` and ``init_loc_fn``.
-    :raises ValueError: for settings that contradict each other.
+    :raises ValueError: for settings that contradict each other, or that nothing would read.
+    :raises TypeError: for a network of the other kind.
+    :raises ShapeError: for a network or a frame of another dimension than the model.
 
     Source: the weights are those of Wu, Koehler and Noe, arXiv 2002.06707, for the Euler-Maruyama steps of Song et al.,
     arXiv 2011.13456; learned from energies since Akhound-Sadegh et al., arXiv 2402.06121.
@@ -112,11 +93,11 @@ class AutoDiffusion(AutoStochasticFlow):
         num_steps: int = 200,
         kind: str = "score",
         num_segments: int = 1,
-        num_noise: int = 64,
+        num_noise: int = NUM_NOISE,
         num_moves: int = 0,
         use_target: bool = True,
         max_drift: float | None = 5.0,
-        max_force: float | None = 1e3,
+        max_force: float | None = MAX_FORCE,
         frame: Frame | None = None,
         latent_dim: int | None = None,
         dtype: torch.dtype | None = None,
@@ -124,12 +105,25 @@ class AutoDiffusion(AutoStochasticFlow):
     ) -> None:
         if kind not in ("score", "energy"):
             raise ValueError(f'kind must be "score" or "energy", got {kind!r}')
-        if not 1 <= num_segments <= num_steps:
+        for name, number in (("num_steps", num_steps), ("num_segments", num_segments), ("num_noise", num_noise)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive integer, got {number!r}")
+        if num_segments > num_steps:
             raise ValueError(f"num_segments must lie between 1 and num_steps={num_steps}, got {num_segments}")
         if max_drift is not None and not max_drift > 0.0:
             raise ValueError(f"max_drift must be positive, or None for no bound, got {max_drift}")
         if num_moves < 0 or (num_moves and kind != "energy"):
             raise ValueError(f'num_moves={num_moves} on the learned density need kind="energy", got {kind!r}')
+        if max_force != MAX_FORCE and (kind == "energy" or not use_target):
+            raise ValueError(
+                f'max_force={max_force} bounds the target\'s gradient in a score, which takes kind="score" and '
+                f"use_target=True; got kind={kind!r} and use_target={use_target}: leave max_force out"
+            )
+        if num_noise != NUM_NOISE and (kind == "energy" or num_segments == 1):
+            raise ValueError(
+                f'num_noise={num_noise} belongs to the estimate by which a path of kind="score" is resampled where it '
+                f"is cut; got kind={kind!r} and num_segments={num_segments}: leave num_noise out"
+            )
         self._plan = _Plan(
             network,
             schedule,
@@ -147,6 +141,8 @@ class AutoDiffusion(AutoStochasticFlow):
 
     is_placed: Tensor
     """Whether :meth:`place` was called since the guide was made."""
+    _sigmas: Tensor
+    """Ends of the schedule that fits the frame."""
 
     def _init_blocks(self, energy: Energy, dim: int) -> Iterable[Any]:
         plan = self._plan
@@ -155,6 +151,7 @@ class AutoDiffusion(AutoStochasticFlow):
             network = default_network(plan.kind, getattr(self._bound_energy.model, "energy", None), dim)
         elif not isinstance(network, nn.Module):
             network = network(dim)
+        check_network(network, plan.kind, dim)
         field: PreconditionedEnergy | PreconditionedScore
         target = energy if plan.use_target else None
         if plan.kind == "energy":
@@ -163,21 +160,27 @@ class AutoDiffusion(AutoStochasticFlow):
             field = PreconditionedScore(network, target, dim, gate_scale=1.0, data_scale=1.0, max_force=plan.max_force)
         levels = (plan.schedule or GeometricSchedule(FINEST, WIDEST)).variances(plan.num_steps)
         blocks: list[Any] = []
+        known: NoisedEnergy | None = None
         for low, high in _segments(plan):
-            stretch = ReverseDiffusion(field, dim, levels[low : high + 1], max_score=plan.max_drift)
+            # The first stretch has the field for all, so that it is trained and saved once.
+            stretch = ReverseDiffusion(
+                field, dim, levels[low : high + 1], max_score=plan.max_drift, registers_field=low == 0, arriving=known
+            )
             blocks.append(stretch)
+            if isinstance(field, PreconditionedEnergy):
+                known = NoisedEnergy(field, stretch)
             if high < plan.num_steps:
-                blocks.append(self._cut(field, stretch, energy, dim))
+                blocks.append(self._cut(known, stretch, energy, dim))
         return blocks
 
-    def _cut(self, field: nn.Module, stretch: ReverseDiffusion, target: Energy, dim: int) -> Any:
+    def _cut(self, noised: NoisedEnergy | None, stretch: ReverseDiffusion, target: Energy, dim: int) -> Any:
         """What stands between two stretches: a place to resample, or moves."""
         plan = self._plan
-        if not isinstance(field, PreconditionedEnergy):
+        if noised is None:
             return ResamplingPoint(EstimatedEnergy(target, stretch, plan.num_noise), dim)
-        noised = NoisedEnergy(field, stretch)
         if not plan.num_moves:
-            return ResamplingPoint(noised, dim)
+            # The next stretch begins with the same score.
+            return ResamplingPoint(noised, dim, with_gradient=True)
         return MetropolisAdjusted(
             LeapfrogTransform(noised, dim, num_steps=3, num_trajectories=plan.num_moves), noised, adapt=True
         )
@@ -189,6 +192,7 @@ class AutoDiffusion(AutoStochasticFlow):
         if frame is None and plan.schedule is not None:
             frame = Frame.guess(latent_dim, plan.schedule.sigma_max / WIDEST, plan.schedule.sigma_min / FINEST)
         self.register_buffer("is_placed", torch.tensor(False))
+        self.register_buffer("_sigmas", torch.zeros(2, dtype=torch.float64))
         self.place(Frame.guess(latent_dim) if frame is None else frame)
         self.is_placed.fill_(False)
 
@@ -209,15 +213,11 @@ class AutoDiffusion(AutoStochasticFlow):
 
     @property
     def _reverse_blocks(self) -> list[ReverseDiffusion]:
-        path = self._built_path
-        assert path is not None, "call initialize() with the model's arguments first"
-        return [block for block in path.stochastic_blocks if isinstance(block, ReverseDiffusion)]
+        return [block for block in self._known_path.stochastic_blocks if isinstance(block, ReverseDiffusion)]
 
     @property
     def _moves(self) -> list[MetropolisAdjusted]:
-        path = self._built_path
-        assert path is not None
-        return [block for block in path.stochastic_blocks if isinstance(block, MetropolisAdjusted)]
+        return [block for block in self._known_path.stochastic_blocks if isinstance(block, MetropolisAdjusted)]
 
     @property
     def variances(self) -> Tensor:
@@ -230,11 +230,8 @@ class AutoDiffusion(AutoStochasticFlow):
         """The schedule whose levels these are: the one given, or the geometric one that fits the frame."""
         if self._plan.schedule is not None:
             return self._plan.schedule
-        h = self.variances
-        low, high = float(h[-2]), float(h[0])
-        # The last positive level is sigma_min^2, the first sigma_max^2 - sigma_min^2. One step has one level for both.
-        low = low if low < high else high * (FINEST / WIDEST) ** 2
-        return GeometricSchedule(math.sqrt(low), math.sqrt(high + low))
+        self._known_path  # noqa: B018 - refuses a guide that does not know its dimension
+        return GeometricSchedule(*self._sigmas.tolist())
 
     def measure(
         self, z: Tensor, gradient: Tensor, log_weights: Tensor | None = None, energy: Tensor | None = None
@@ -258,27 +255,31 @@ class AutoDiffusion(AutoStochasticFlow):
 
         :param check: refuse a given schedule that does not fit.
         :raises ValueError: if the given schedule does not reach from the width of a mode to beyond the target; the
-            message names a range that does.
+            message names a range that does. Also before the guide knows its dimension.
+        :raises ShapeError: for a frame of another dimension.
         """
-        widest, width = float(frame.scale.max()), float(frame.width)
-        if not (math.isfinite(widest) and widest > 0 and math.isfinite(width) and width > 0):
+        blocks, dim = self._reverse_blocks, len(self.base_loc)
+        if frame.center.shape != (dim,) or frame.scale.shape != (dim,):
+            raise ShapeError(
+                f"the model has {dim} unconstrained latents, so the frame's center and scale must have shape ({dim},), "
+                f"got {tuple(frame.center.shape)} and {tuple(frame.scale.shape)}; Frame.guess({dim}, ...) has it"
+            )
+        narrowest, widest, width = float(frame.scale.min()), float(frame.scale.max()), float(frame.width)
+        if not (narrowest >= 0 and math.isfinite(widest) and widest > 0 and math.isfinite(width) and width > 0):
             raise ValueError(
-                f"the target's extent and the width of its modes must be positive, got {widest} and {width}: is "
-                "there more than one effective draw?"
+                f"the target's extent and the width of its modes must be positive, got {frame.scale.tolist()} and "
+                f"{width}: is there more than one effective draw?"
             )
         width = min(width, widest)
         schedule, plan = self._plan.schedule, self._plan
-        fitting = (FINEST * width, WIDEST * widest)
+        problem = None if schedule is None or not check else frame.misfit(schedule)
+        if problem is not None:
+            raise ValueError(f"{problem}, or leave the schedule out")
         if schedule is None:
-            schedule = GeometricSchedule(*fitting)
-        elif check and (schedule.sigma_max < NARROW * widest or schedule.sigma_min > COARSE * width):
-            raise ValueError(
-                f"the schedule's noise, sigma from {schedule.sigma_min:.3g} to {schedule.sigma_max:.3g}, does not fit "
-                f"the target, whose standard deviation is up to {widest:.3g}, with modes about {width:.3g} wide; "
-                f"sigma_min={fitting[0]:.3g}, sigma_max={fitting[1]:.3g} would, or leave the schedule out"
-            )
+            schedule = GeometricSchedule(*frame.fitting)
+        self._sigmas.copy_(torch.tensor([schedule.sigma_min, schedule.sigma_max], dtype=torch.float64))
         levels = schedule.variances(plan.num_steps)
-        for block, (low, high) in zip(self._reverse_blocks, _segments(plan), strict=True):
+        for block, (low, high) in zip(blocks, _segments(plan), strict=True):
             block.set_variances(levels[low : high + 1])
         for moves, (_, high) in zip(self._moves, _segments(plan)[:-1], strict=self._plan.num_moves > 0):
             size = 0.5 * math.sqrt(width**2 + float(levels[high])) / len(frame.center) ** 0.25
@@ -311,23 +312,3 @@ def _segments(plan: _Plan) -> list[tuple[int, int]]:
     """First and last level of each stretch."""
     ends = [round(plan.num_steps * k / plan.num_segments) for k in range(plan.num_segments + 1)]
     return list(pairwise(ends))
-
-
-def default_network(kind: str, target: Any, dim: int, **size: int) -> nn.Module:
-    """The network of a guide that was given none: for particles one that knows their symmetries, else a perceptron.
-
-    :param kind: as for :class:`AutoDiffusion`.
-    :param target: anything; particles have ``num_particles`` and ``spatial_dim``.
-    :param size: ``width`` and ``depth``, in place of the network's own.
-
-    >>> type(default_network("score", None, 2, width=16)).__name__
-    'ScoreMLP'
-    """
-    particles, space = getattr(target, "num_particles", None), getattr(target, "spatial_dim", None)
-    if isinstance(particles, int) and isinstance(space, int) and (particles - 1) * space == dim:
-        if kind == "energy":
-            return InvariantNetwork(particles, space, **size)
-        return EquivariantNetwork(particles, space, num_scalars=1, **size)
-    mlp = EnergyMLP if kind == "energy" else ScoreMLP
-    features: dict[str, Any] = {"num_scalars": dim, "num_frequencies": 12, "finest": 32.0}
-    return mlp(dim, **size, **features)

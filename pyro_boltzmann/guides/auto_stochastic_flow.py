@@ -169,6 +169,17 @@ class AutoStochasticFlow(AutoContinuous):
         """The path without telling Pyro: each access to ``self.path`` inside a trace registers all its parameters."""
         return cast("PathTransform | None", self._modules.get("path"))
 
+    @property
+    def _known_path(self) -> PathTransform:
+        """The same where there must be one."""
+        path = self._built_path
+        if path is None:
+            raise ValueError(
+                "the guide does not know the model's dimension yet: call guide.initialize(...) with the model's "
+                "arguments first, or build it with latent_dim="
+            )
+        return path
+
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._bound_energy.bind(args, kwargs)
         path = self._built_path
@@ -193,12 +204,12 @@ class AutoStochasticFlow(AutoContinuous):
 
     def get_base_dist(self) -> PathBase:
         prior = dist.Normal(self.base_loc, self.base_scale, validate_args=False).to_event(1)
-        path = self._built_path
-        assert path is not None
+        path = self._known_path
         return PathBase(prior, path, validate_args=False)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> PathTransform:
-        assert self.path is not None
+        if self.path is None:
+            return self._known_path
         return self.path
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,8 +218,7 @@ class AutoStochasticFlow(AutoContinuous):
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         joint = pyro.sample(f"_{self._pyro_name}_latent", self.get_posterior(), infer={"is_auxiliary": True})
-        path = self._built_path
-        assert path is not None
+        path = self._known_path
         noise = joint[..., path.dim :]
         if am_i_wrapped():  # outside inference nobody reads a factor, and Pyro warns about it
             # A factor, never Delta.log_density: TraceMeanField_ELBO ignores the latter.

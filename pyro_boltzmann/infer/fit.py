@@ -86,8 +86,11 @@ def fit(
     :param learning_rate: of Adam, unless ``optimizer`` builds another optimiser from the parameters.
     :param schedule: ``"constant"`` or ``"cosine"`` (decay to 1 % over the steps asked for).
     :param clip_norm: clip the norm of the gradient; ``None`` for no clipping.
-    :param adapt_rate: rate of the acceptance-rate adaptation of blocks that ask for it.
-    :param max_seconds: stop after this much wall time, resumed runs counted in.
+    :param adapt_rate: rate of the acceptance-rate adaptation of blocks that ask for it; 0 for none. Where the
+        objective runs no such paths (those for an :class:`~pyro_boltzmann.AutoDiffusion`), 20 batches of
+        ``num_particles`` paths adapt them when the training is over; their evaluations are counted.
+    :param max_seconds: stop after this much wall time, resumed runs counted in; what an objective does before its first
+        update too.
     :param max_evaluations: stop after this many energy evaluations, values plus gradients, resumed runs counted in.
     :param checkpoint: file to keep the run in. If it exists and ``resume`` is set, the run continues from it.
     :param checkpoint_every: seconds between checkpoints; one is also written at the start, at the end and on
@@ -172,6 +175,9 @@ def _train(
     callback: Callable[[FitResult], None] | None,
 ) -> None:
     result, total = run.result, run.recipe.num_steps
+    if run.own is not None:
+        left = limits.max_seconds - result.seconds
+        run.own.deadline = None if math.isinf(left) else time.perf_counter() + left
     # Also before the first update: a place that cannot be written must be known before time is spent.
     _save(run, file)
     saved_at = time.perf_counter()
@@ -204,8 +210,12 @@ def _train(
             raise
         finally:
             _forget_graphs(run)
+            if run.own is not None:
+                run.own.deadline = None
     run.tick()
     _save(run, file)
+    # After the last checkpoint: a run that is continued goes on from scales that no training has seen.
+    run.adapt_moves()
 
 
 def _show(bar: tqdm[Any], result: FitResult) -> None:

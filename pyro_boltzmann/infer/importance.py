@@ -58,7 +58,10 @@ def importance_sample(
     :param progress: show a progress bar.
     :param save_to: netCDF file to save the draws to, also when they turn out to be unusable.
     :return: weighted draws of the model's sites. From a stochastic flow, ``info`` holds ``"path_ess"`` (the ESS after
-        each block that has an energy, by position), ``"blocks"`` (their acceptance and divergences, with
+        each block whose energy is known there, by position; a :class:`~pyro_boltzmann.stochastic.ResamplingPoint` is
+        asked for its own only with ``resample_below``, because that costs evaluations and, where it is random, other
+        random numbers; one of a learned density at a cut of an :class:`~pyro_boltzmann.AutoDiffusion` costs none and is
+        always known), ``"blocks"`` (their acceptance and divergences, with
         ``"block_names"`` and their positions between reference and target in ``"annealing"``), ``"diverged"`` (how many
         paths overflowed; their weight is zero), ``"z"`` (unconstrained latents; not saved) and, if asked for,
         ``"resampled"`` (how many batches were, by position).

@@ -30,6 +30,8 @@ __all__ = ["TrainingRun"]
 UNBOUNDED = 1e12
 """An ELBO above this is taken for an energy without a lower bound; so is a growth by ``UNBOUNDED_GROWTH``."""
 UNBOUNDED_GROWTH = 1e6
+ADAPTATION_BATCHES = 20
+"""Batches of paths by which moves are adapted after a training that made none; the rate falls as the power -0.6."""
 PATIENCE = 100
 """Updates in a row that may be skipped for a non-finite gradient before training gives up."""
 
@@ -191,10 +193,25 @@ class TrainingRun:
             objective = self.forward
         if objective.last_paths is None or not isinstance(self.guide, AutoStochasticFlow):
             return
-        blocks = [block for block, _ in self.guide.get_transform()._directed()]
-        for block, info in zip(blocks, objective.last_paths.infos, strict=True):
-            if isinstance(block, MetropolisAdjusted) and block.adapt and info is not None:
-                block.adapt_scale(info, self.recipe.adapt_rate)
+        _adapt_scales(self.guide, objective.last_paths, self.recipe.adapt_rate)
+
+    @torch.no_grad()
+    def adapt_moves(self) -> None:
+        """Adapt the scales of moves that no evaluation of the objective has made, on paths of the trained guide.
+
+        The random numbers of this are put back, so that a run goes on as if it had not been.
+        """
+        guide, own = self.guide, self.own
+        if own is None or own.looks_forward or not self.recipe.adapt_rate or not isinstance(guide, AutoStochasticFlow):
+            return
+        if not any(isinstance(b, MetropolisAdjusted) and b.adapt for b in guide.get_transform().stochastic_blocks):
+            return
+        with kept_generators(), count_evaluations() as count:
+            for index in range(ADAPTATION_BATCHES):
+                paths = guide.sample_paths(self.recipe.num_particles, *self.args, **self.kwargs)
+                _adapt_scales(guide, paths, (1.0 + index) ** -0.6)
+        self.result.evaluations = self.result.evaluations + count
+        self.tick()
 
     # Records -----------------------------------------------------------------------------------------------------
 
@@ -303,6 +320,14 @@ class TrainingRun:
         self.result = FitResult(**stored)
         self.bad_in_a_row, self.first_elbo = metadata["run"]["bad_in_a_row"], metadata["run"]["first_elbo"]
         self.mark()
+
+
+def _adapt_scales(guide: AutoStochasticFlow, paths: WeightedPath, rate: float) -> None:
+    """Steer the scales of moves towards their acceptance rates."""
+    blocks = [block for block, _ in guide.get_transform()._directed()]
+    for block, info in zip(blocks, paths.infos, strict=True):
+        if isinstance(block, MetropolisAdjusted) and block.adapt and info is not None:
+            block.adapt_scale(info, rate)
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

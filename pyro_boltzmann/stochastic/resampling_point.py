@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Generator, Tensor
 
 from pyro_boltzmann.energies.evaluation import Energy
@@ -23,6 +24,8 @@ class ResamplingPoint(StochasticBlock):
 
     :param energy: :math:`f`, ``(*batch, dim) -> (*batch)``; held outside the module tree.
     :param dim: dimension of x.
+    :param with_gradient: whether the block behind takes the gradient of :math:`f` at the same place. Then both are
+        computed here in one pass, while paths are streamed without a graph, and the ESS there costs nothing.
 
     >>> import torch
     >>> point = ResamplingPoint(lambda x: x.square().sum(-1), 2)
@@ -30,9 +33,10 @@ class ResamplingPoint(StochasticBlock):
     (torch.Size([3, 2]), 0)
     """
 
-    def __init__(self, energy: Energy, dim: int) -> None:
+    def __init__(self, energy: Energy, dim: int, *, with_gradient: bool = False) -> None:
         super().__init__(dim, ())
         self.energy = hold(energy)
+        self.with_gradient = with_gradient
 
     def run(self, x: Tensor, noise: Tensor, memo: EnergyMemo | None = None, *, inverse: bool = False) -> BlockResult:
         memo = EnergyMemo() if memo is None else memo
@@ -42,6 +46,8 @@ class ResamplingPoint(StochasticBlock):
         self, x: Tensor, memo: EnergyMemo | None = None, generator: Generator | None = None, *, inverse: bool = False
     ) -> StreamResult:
         memo = EnergyMemo() if memo is None else memo
+        if self.with_gradient and not inverse and not torch.is_grad_enabled():
+            memo.gradient(self.energy, x)
         return StreamResult(x, x.new_zeros(x.shape[:-1]), memo, BlockInfo.gather([]))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from pyro_boltzmann.diagnostics import ProfileBins, exact_profile, psis
 from pyro_boltzmann.diagnostics.plots import (
+    plot_configurations,
     plot_energy_histogram,
     plot_free_energy_profile,
     plot_log_weights,
@@ -115,3 +116,20 @@ def test_no_pyplot_is_imported():
         "plot_path_ess([0.5, 1.0]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_configurations_are_turned_and_neighbours_are_joined():
+    """A unit square far from the origin: four dots about zero, its four sides and no diagonal."""
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]) + 7.0
+    figure = plot_configurations(np.stack([square, 0.5 + square]))
+    assert len(figure.axes) == 2
+    axes = figure.axes[0]
+    dots = np.concatenate([dot.get_offsets() for dot in axes.collections])
+    np.testing.assert_allclose(dots.mean(0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(dots, axis=1), math.sqrt(0.5))
+    sides = [np.hypot(*np.diff(line.get_xydata(), axis=0)[0]) for line in axes.get_lines()]
+    np.testing.assert_allclose(sides, 1.0)
+    assert len(sides) == 4
+    for wrong in (np.zeros((3, 4)), np.zeros((2, 4, 1))):
+        with pytest.raises(ShapeError, match="num_particles"):
+            plot_configurations(wrong)

@@ -1,6 +1,7 @@
 """Diffusion samplers as guides."""
 
 import copy
+import io
 import math
 
 import pyro
@@ -11,8 +12,16 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.importance import vectorized_importance_weights
 
 import pyro_boltzmann as pb
-from pyro_boltzmann.diffusion import GeometricSchedule, LinearSchedule
-from pyro_boltzmann.guides import Frame
+from pyro_boltzmann import Frame
+from pyro_boltzmann.diffusion import (
+    EnergyMLP,
+    EquivariantNetwork,
+    EstimatedEnergy,
+    GeometricSchedule,
+    InvariantNetwork,
+    LinearSchedule,
+    ScoreMLP,
+)
 from pyro_boltzmann.stochastic import MetropolisAdjusted, ResamplingPoint
 
 LOG_Z = 0.5 * math.log(2 * math.pi * 0.25) + math.log(2.0)
@@ -164,6 +173,13 @@ def test_moves_stand_between_the_stretches_and_fit_the_noise():
         ({"num_segments": 7, "num_steps": 5}, "num_segments must lie"),
         ({"num_moves": 1}, "need kind"),
         ({"num_moves": -1, "kind": "energy"}, "num_moves=-1"),
+        ({"num_steps": 0}, "num_steps must be a positive integer, got 0"),
+        ({"num_segments": 0}, "num_segments must be a positive integer"),
+        ({"num_noise": 0}, "num_noise must be a positive integer"),
+        ({"kind": "energy", "max_force": 10.0}, "leave max_force out"),
+        ({"use_target": False, "max_force": None}, "leave max_force out"),
+        ({"num_noise": 8}, "leave num_noise out"),
+        ({"kind": "energy", "num_segments": 2, "num_noise": 8}, "leave num_noise out"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
@@ -196,3 +212,184 @@ def test_levels_are_a_copy_and_survive_an_assignment():
     assert levels[0] == 9.0 and second._levels_of(0) == (9.0, 1.0)
     second.load_state_dict(first.state_dict(), assign=True)
     assert second._levels_of(1) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((2, -1.0), "got -1.0 and -1.0"), ((2, 1.0, 0.0), "got 1.0 and 0.0"), ((2, math.nan), "finite"), ((0,), "dim")],
+)
+def test_guesses_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Frame.guess(*arguments)
+
+
+def test_a_frame_of_another_dimension_or_with_negative_scales():
+    model = model_of(dim=1)
+    with pytest.raises(pb.exceptions.ShapeError, match=r"shape \(1,\).*Frame.guess\(1"):
+        pb.AutoDiffusion(model, frame=Frame.guess(2))
+    guide = pb.AutoDiffusion(model, num_steps=2)
+    with pytest.raises(pb.exceptions.ShapeError, match=r"got \(1,\) and \(3,\)"):
+        guide.place(Frame(torch.zeros(1), torch.ones(3), 1.0))
+    with pytest.raises(ValueError, match="must be positive"):
+        guide.place(Frame(torch.zeros(1), torch.tensor([-1.0]), 1.0))
+    assert guide.variances.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [
+        ("score", EnergyMLP(2, 8, 1)),
+        ("score", lambda dim: InvariantNetwork(3, 1, 8, 1)),
+        ("energy", ScoreMLP(2, 8, 1)),
+        ("energy", EquivariantNetwork(3, 1, 8, 1)),
+    ],
+)
+def test_a_network_of_the_other_kind(kind, network):
+    with pytest.raises(TypeError, match=f"kind='{kind}' needs a network"):
+        pb.AutoDiffusion(model_of(dim=2), network, kind=kind, num_steps=2)
+
+
+def test_a_network_of_another_dimension():
+    with pytest.raises(pb.exceptions.ShapeError, match="2 unconstrained latents, the ScoreMLP was built for 3"):
+        pb.AutoDiffusion(model_of(dim=2), ScoreMLP(3, 8, 1), num_steps=2)
+
+
+def test_what_a_guide_does_not_know_before_it_has_met_its_model():
+    guide = pb.AutoDiffusion(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), num_steps=2)
+    questions = [
+        lambda: guide.field,
+        lambda: guide.schedule,
+        lambda: guide.variances,
+        lambda: guide.is_of_particles,
+        lambda: guide.place(Frame.guess(1)),
+        lambda: guide.get_transform(),
+    ]
+    for question in questions:
+        with pytest.raises(ValueError, match=r"call guide.initialize\(...\)"):
+            question()
+    guide.initialize()
+    assert guide.variances.shape == (3,)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+def test_the_schedule_is_that_of_the_frame_for_any_number_of_steps(num_steps):
+    guide = pb.AutoDiffusion(model_of(), frame=Frame.guess(1, 3.0, 0.8), num_steps=num_steps)
+    assert guide.schedule == GeometricSchedule(0.2, 12.0)
+    torch.testing.assert_close(guide.schedule.variances(num_steps), guide.variances, rtol=1e-6, atol=0.0)
+    twin = pb.AutoDiffusion(model_of(), num_steps=num_steps)
+    twin.load_state_dict(guide.state_dict())
+    assert twin.schedule == guide.schedule
+
+
+@pytest.mark.parametrize("settings", [{"kind": "score"}, {"kind": "energy"}, {"kind": "energy", "num_moves": 1}])
+def test_the_field_of_all_stretches_is_saved_once(tmp_path, settings):
+    from safetensors.torch import load_model, save_model
+
+    def build():
+        return pb.AutoDiffusion(model_of(), num_steps=6, num_segments=3, **settings)
+
+    guide, whole = build(), pb.AutoDiffusion(model_of(), num_steps=6, kind=settings["kind"])
+    numbers = sum(t.numel() for t in guide.state_dict().values())
+    assert numbers < sum(t.numel() for t in whole.state_dict().values()) + 20
+    assert len({t.data_ptr() for t in guide.state_dict().values()}) == len(guide.state_dict())
+    guide.place(Frame.guess(1, 2.0))
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.1)
+    save_model(guide, tmp_path / "guide.safetensors")
+    buffer = io.BytesIO()
+    torch.save(guide.state_dict(), buffer)
+    buffer.seek(0)
+    by_torch, by_safetensors = build(), build()
+    by_torch.load_state_dict(torch.load(buffer))
+    load_model(by_safetensors, tmp_path / "guide.safetensors")
+    expected = guide.sample_paths(50, generator=torch.Generator().manual_seed(0)).log_weight
+    for other in (by_torch, by_safetensors, copy.deepcopy(guide)):
+        assert other.sample_paths(50, generator=torch.Generator().manual_seed(0)).log_weight.equal(expected)
+        assert all(block._field is other.field for block in other._reverse_blocks)
+
+
+def trained_a_little(**settings):
+    """An energy guide whose network says something, with both kinds of ends of its gate inside the path."""
+    torch.manual_seed(2)
+    guide = pb.AutoDiffusion(model_of(wells, 2), num_steps=9, kind="energy", num_segments=3, **settings)
+    with torch.no_grad():
+        for parameter in guide.field.network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return guide
+
+
+def wells(x):
+    return (x[..., 0].square() - 2.0).square() + 0.5 * x[..., 1].square()
+
+
+@pytest.mark.parametrize(("num_moves", "saved_gradients"), [(0, 0), (2, 1)])
+@pytest.mark.parametrize("resample_below", [None, 0.99])
+def test_what_is_known_at_a_cut_is_not_computed_again(num_moves, saved_gradients, resample_below):
+    """The same weights to the bit, for one value a cut less (and with moves one gradient)."""
+    drawn = []
+    for reuse in (True, False):
+        guide = trained_a_little(num_moves=num_moves)
+        if not reuse:
+            for block in guide.path.stochastic_blocks:
+                block._arriving, block.with_gradient = None, False
+        drawn.append(pb.importance_sample(guide.model, guide, num_samples=100, seed=0, resample_below=resample_below))
+    reused, twice = drawn
+    assert reused.log_weights.equal(twice.log_weights)
+    cuts_with_target = 200
+    values, gradients = (
+        twice.evaluations["sample"][k] - reused.evaluations["sample"][k] for k in ("values", "gradients")
+    )
+    is_asked = num_moves or resample_below
+    assert values == (cuts_with_target if is_asked else 0)
+    assert gradients == saved_gradients * cuts_with_target
+    if resample_below:
+        assert sum(reused.info["resampled"].values()) > 0
+
+
+def test_reused_scores_leave_the_path_a_bijection_with_gradients():
+    guide = trained_a_little(num_moves=1)
+    path = guide.get_transform().double()
+    joint = torch.randn(20, path.width, dtype=torch.float64).abs()
+    with torch.no_grad():
+        there, _ = path.call_and_ladj(joint)
+        torch.testing.assert_close(path.inverse_and_ladj(there)[0], joint, rtol=1e-6, atol=1e-6)
+    with_graph = path.call_and_ladj(joint.clone().requires_grad_())[0]
+    # Rounding errors grow along the path, there and back alike; another score would differ by order one.
+    torch.testing.assert_close(with_graph, there, rtol=1e-6, atol=1e-6)
+
+
+def test_the_ess_along_the_path_is_known_where_it_costs_nothing():
+    def path_ess(guide, resample_below):
+        draws = pb.importance_sample(guide.model, guide, num_samples=500, seed=0, resample_below=resample_below)
+        return draws.info["path_ess"], draws.evaluations["sample"]["values"]
+
+    learned = trained_a_little()
+    (without, cost), (asked, cost_asked) = (path_ess(learned, below) for below in (None, 1e-9))
+    assert list(without) == [1, 3] and cost == cost_asked
+    assert list(without.values()) == pytest.approx(list(asked.values()))
+    estimated = pb.AutoDiffusion(learned.model, num_steps=9, num_segments=3, num_noise=2)
+    (without, cost), (asked, cost_asked) = (path_ess(estimated, below) for below in (None, 1e-9))
+    assert without == {} and list(asked) == [1, 3]
+    assert cost_asked == cost + 2 * 2 * 500
+
+
+def test_estimated_energies_follow_their_generator():
+    x = torch.zeros(5, 2)
+    first, second = (EstimatedEnergy(wells, 0.5, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    values = first(x)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(7)
+    assert second(x).equal(values) and not first(x).equal(values)
+
+
+def test_resampling_by_estimates_follows_the_seed():
+    guide = pb.AutoDiffusion(model_of(wells, 2), num_steps=6, num_segments=3, num_noise=2)
+    weights = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        draws = pb.importance_sample(guide.model, guide, num_samples=200, seed=5, resample_below=0.95)
+        weights.append(draws.log_weights)
+    assert weights[0].equal(weights[1])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import warnings
 
 import pytest
 import torch
 
 import pyro_boltzmann as pb
-from pyro_boltzmann.diffusion import GeometricSchedule, PreconditionedEnergy
+from pyro_boltzmann.diffusion import EnergyMLP, GeometricSchedule, PreconditionedEnergy, ScoreMLP
 from pyro_boltzmann.exceptions import EnergyError, NonFiniteEnergyError
 from pyro_boltzmann.guides.auto_diffusion import Frame
 from pyro_boltzmann.infer.objectives.denoising import bendem as bendem_module
@@ -424,3 +426,66 @@ def test_frame_and_schedule_of_a_guide():
     assert float(guide.field.data_scale) == 3.0 and float(guide.field.gate_scale) == 0.5
     given = pb.AutoDiffusion(model, schedule=GeometricSchedule(0.1, 8.0), num_steps=8)
     assert given.schedule == GeometricSchedule(0.1, 8.0) and float(given.field.data_scale) == 2.0
+
+
+def isotropic(scale):
+    return lambda x: 0.5 * (x / scale).square().sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "schedule", "expected"),
+    [(20.0, GeometricSchedule(0.1, 1.0), "reach"), (0.2, GeometricSchedule(0.5, 2.0), "fineness"), (1.0, None, None)],
+)
+def test_a_schedule_that_cannot_fit_is_told_with_a_range(scale, schedule, expected):
+    """By one warning within five batches of new points, with a range that is right within a factor of three."""
+    torch.manual_seed(0)
+    model = pb.BoltzmannModel(isotropic(scale), 2)
+    guide = pb.AutoDiffusion(model, ScoreMLP(2, 32, 2), schedule=schedule, num_steps=20)
+    objective = pb.IDEM(32, num_noise=20, refresh_every=20, num_refresh=400)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        pb.fit(model, guide, objective=objective, num_steps=101, seed=0, progress=False)
+    messages = [str(warning.message) for warning in heard]
+    if expected is None:
+        assert messages == []
+        return
+    (message,) = messages
+    assert "effective points" in message and "pb.Frame" in message
+    low, high = (float(re.search(rf"sigma_{end}=([0-9.e+-]+)", message)[1]) for end in ("min", "max"))
+    if expected == "fineness":
+        assert 1 / 3 < low / (0.25 * scale) < 3 and 1 / 3 < high / (4 * scale) < 3
+    else:  # it cannot have seen all of the target
+        assert high > 4 * schedule.sigma_max
+
+
+def test_looking_at_the_schedule_costs_a_gradient_a_point_and_no_random_number():
+    model = pb.BoltzmannModel(isotropic(1.0), 2)
+    costs, states = [], []
+    for batches in (6, 7, 8):
+        torch.manual_seed(0)
+        guide = pb.AutoDiffusion(model, ScoreMLP(2, 8, 1), num_steps=4, use_target=False)
+        objective = pb.IDEM(8, num_noise=4, refresh_every=1, num_refresh=50)
+        with pb.count_evaluations() as count:
+            for _ in range(batches):
+                objective.loss(model, guide)
+        costs.append(count.gradients)
+        states.append(torch.get_rng_state())
+    # Five looks at 50 points, and eight states with four points each an evaluation.
+    assert costs == [5 * 50 + batches * 8 * 4 for batches in (6, 7, 8)]
+    torch.manual_seed(0)
+    guide = pb.AutoDiffusion(model, ScoreMLP(2, 8, 1), num_steps=4, use_target=False)
+    objective = pb.IDEM(8, num_noise=4, refresh_every=1, num_refresh=50)
+    objective._age = 6  # past the looks
+    for _ in range(6):
+        objective.loss(model, guide)
+    assert torch.get_rng_state().equal(states[0])
+
+
+def test_energies_without_gradients_are_not_asked_for_them():
+    model = pb.BoltzmannModel(lambda x: isotropic(1.0)(x).detach(), 2)
+    guide = pb.AutoDiffusion(model, EnergyMLP(2, 8, 1), kind="energy", num_steps=4, use_target=False)
+    objective = pb.EnDEM(8, num_noise=4, refresh_every=1, num_refresh=10)
+    with pb.count_evaluations() as count:
+        for _ in range(7):
+            objective.loss(model, guide)
+    assert count.gradients == 0 and len(objective.buffer) == 70

@@ -1,6 +1,7 @@
 """Target score matching: the right minimum, the best mixture, exact resume."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pyro_boltzmann.infer import TargetScoreMatching
 from pyro_boltzmann.infer.objectives.target_score import MEMORY, NUM_BINS
 
 SCALE = 0.7
+LOG_Z = math.log(2 * math.pi * SCALE**2)
 
 
 def gaussian(x):
@@ -120,12 +122,12 @@ def test_named_and_with_data():
         )
 
 
-@pytest.mark.parametrize("kind", ["score", "energy"])
-def test_resumed_training_is_unbroken_training(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "num_segments"), [("score", 1), ("energy", 1), ("energy", 2)])
+def test_resumed_training_is_unbroken_training(tmp_path, kind, num_segments):
     def train(num_steps, checkpoint):
         torch.manual_seed(5)
         model = pb.BoltzmannModel(wells, 2)
-        guide = pb.AutoDiffusion(model, num_steps=5, kind=kind)
+        guide = pb.AutoDiffusion(model, num_steps=5, kind=kind, num_segments=num_segments)
         pb.fit(
             model,
             guide,
@@ -199,3 +201,130 @@ def test_training_on_does_not_move_the_frame():
 def test_other_data_are_another_run():
     one, other = (TargetScoreMatching(16, data=gaussian_draws(50, seed)).settings() for seed in (0, 1))
     assert one["data"] != other["data"]
+
+
+def test_the_teacher_can_be_asked():
+    model = pb.BoltzmannModel(gaussian, 2)
+    guide = pb.AutoDiffusion(model, num_steps=5)
+    objective = TargetScoreMatching(16, num_draws=1000)
+    assert objective.teacher is None
+    pb.fit(model, guide, objective=objective, num_steps=2, seed=0, progress=False)
+    teacher = objective.teacher
+    assert teacher.info["z"].equal(objective._draws[0])
+    assert sum(teacher.info["smc"]["num_roots"]) >= 100
+    assert abs(teacher.log_normalizer - LOG_Z) < 4.5 * teacher.log_normalizer_error
+    pb.fit(
+        model, guide, objective=TargetScoreMatching(16, data=gaussian_draws(500)), num_steps=1, seed=0, progress=False
+    )
+    objective.begin()
+    assert objective.teacher is None
+
+
+def test_few_roots_of_the_teacher_are_told_with_advice():
+    """A proposal of a narrow box in the rim of a wide target, and hardly any moves."""
+    model = pb.BoltzmannModel(lambda x: 0.5 * (x - 30.0).square().sum(-1), 2)
+    guide = pb.AutoDiffusion(model, num_steps=5)
+    objective = TargetScoreMatching(
+        16, num_draws=2000, smc={"kernel": "rwm", "num_moves": 1, "max_moves": 1, "resampler": "multinomial"}
+    )
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"from only \d+ particles.*log Z is .*num_draws=.*num_moves.*wider proposal"):
+        objective.differentiable_loss(model, guide)
+    assert sum(objective.teacher.info["smc"]["num_roots"]) < 100
+
+
+def test_the_time_of_the_teacher_counts(tmp_path):
+    def slow(x):
+        time.sleep(0.02)
+        return gaussian(x - 40.0)
+
+    model = pb.BoltzmannModel(slow, 2)
+    guide = pb.AutoDiffusion(model, num_steps=5)
+    objective = TargetScoreMatching(16, num_draws=100)
+    start = time.perf_counter()
+    with pytest.raises(pb.exceptions.OutOfTimeError, match=r"num_draws=100.*data=objective.teacher"):
+        pb.fit(model, guide, objective=objective, num_steps=2, seed=0, progress=False, max_seconds=0.2)
+    hurried = time.perf_counter() - start
+    assert objective.deadline is None and len(objective.teacher) == 100
+    # To the end of one temperature, and one more.
+    whole = len(objective.teacher.info["smc"]["positions"])
+    assert whole < 5 and hurried < 20.0
+    result = pb.fit(model, guide, data=objective.teacher, objective="target_score", num_steps=1, progress=False)
+    assert result.steps == 1
+
+
+def test_the_teacher_draws_where_the_guide_lives(monkeypatch):
+    model = pb.BoltzmannModel(gaussian, 2)
+    guide = pb.AutoDiffusion(model, num_steps=5)
+    seen = []
+
+    def draws(*args, **settings):
+        seen.append(torch.randn(1).device)
+        raise InterruptedError
+
+    monkeypatch.setattr("pyro_boltzmann.infer.tempering.smc", draws)
+    # Tensors are made elsewhere unless the guide's device is asked for.
+    with torch.device("meta"), pytest.raises(InterruptedError):
+        TargetScoreMatching(16)._teach(model, guide, (), {})
+    assert seen == [guide.base_loc.device]
+
+
+def test_the_excess_of_the_loss_is_the_divergence_of_the_processes():
+    """KL(exact process, learned process) = d/2 times the excess over the exact score's loss, for each unit of log h.
+
+    The exact process is the noising of exact draws, along which the mean log weight is log Z + KL (EUBO). 500 steps
+    leave a discretisation error of a few per cent."""
+    model = pb.BoltzmannModel(gaussian, 2)
+    frame = pb.Frame(torch.zeros(2), torch.full((2,), SCALE), SCALE)
+    draws = gaussian_draws(20_000)
+    losses, divergences = [], []
+    for wrong in (0.0, 0.4):
+        guide = pb.AutoDiffusion(model, num_steps=500, frame=frame)
+
+        def exact(x, h, wrong=wrong):
+            h = torch.as_tensor(h, dtype=x.dtype).unsqueeze(-1)
+            score = -(1.0 + wrong) * x / (SCALE**2 + h)
+            return score, (SCALE**2 / (SCALE**2 + h)).expand_as(x)
+
+        guide.field.score_and_spread = exact
+        guide.is_placed.fill_(True)
+        objective = TargetScoreMatching(20_000, data=draws, trained_spread=False)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(sum(float(objective.differentiable_loss(model, guide)) for _ in range(20)) / 20)
+            divergences.append(float(guide.reverse_paths(draws[:2000]).log_weight.mean()) - LOG_Z)
+    h = guide.variances
+    expected = 0.5 * 2 * (losses[1] - losses[0]) * math.log(float(h[0] / h[-2]))
+    assert abs(divergences[0]) < 1e-3
+    assert divergences[1] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda: TargetScoreMatching(64, data=gaussian_draws(500)),
+        lambda: pb.EnDEM(16, num_noise=8, num_refresh=50),
+    ],
+)
+def test_moves_are_adapted_after_a_training_without_paths(objective, tmp_path):
+    """To the acceptance that they aim at, from steps that fit the noise; the training is not touched."""
+
+    def train(num_steps=3, adapt_rate=0.05, checkpoint=None):
+        torch.manual_seed(0)
+        model = pb.BoltzmannModel(gaussian, 2)
+        guide = pb.AutoDiffusion(model, kind="energy", num_steps=4, num_segments=2, num_moves=1)
+        settings = {"seed": 1, "progress": False, "num_particles": 128, "adapt_rate": adapt_rate}
+        run = pb.fit(model, guide, objective=objective(), num_steps=num_steps, checkpoint=checkpoint, **settings)
+        draws = pb.importance_sample(model, guide, num_samples=2000, seed=0)
+        state, rates = guide.state_dict(), [b["acceptance"] for b in draws.info["blocks"] if b and b["acceptance"]]
+        moves = {name for name in state if "step_size" in name}
+        return state, moves, rates, run.evaluations.values
+
+    state, moves, rates, spent = train()
+    untouched, _, before, spent_before = train(adapt_rate=0.0)
+    assert rates == pytest.approx([0.651], abs=0.05) and before != pytest.approx(rates, abs=0.1)
+    assert all(tensor.equal(untouched[name]) for name, tensor in state.items() if name not in moves)
+    assert spent > spent_before
+    train(2, checkpoint=tmp_path / "run.safetensors")
+    resumed = train(3, checkpoint=tmp_path / "run.safetensors")[0]
+    assert all(tensor.equal(resumed[name]) for name, tensor in state.items())

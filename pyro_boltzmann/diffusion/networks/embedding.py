@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from pyro_boltzmann.exceptions import ShapeError
 
-__all__ = ["FourierFeatures", "NoiseEmbedding", "variance_of_rows"]
+__all__ = ["SOFTPLUS_IS_ONE", "FourierFeatures", "NoiseEmbedding", "variance_of_rows"]
+
+SOFTPLUS_IS_ONE = math.log(math.expm1(1.0))
+"""Where softplus is 1: the bias of an output that must be positive and start at one."""
 
 
 def variance_of_rows(variance: float | Tensor, x: Tensor) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from pyro_boltzmann.diffusion.networks.embedding import NoiseEmbedding, variance_of_rows
+from pyro_boltzmann.diffusion.networks.embedding import SOFTPLUS_IS_ONE, NoiseEmbedding, variance_of_rows
 from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
 
 __all__ = ["EquivariantNetwork", "InvariantNetwork"]
@@ -167,7 +165,7 @@ class EquivariantNetwork(nn.Module):
         nn.init.zeros_(self.node_weights.weight)
         if num_scalars:
             self.scalars = nn.Linear(width, num_scalars)
-            _zero(self.scalars, bias=math.log(math.expm1(1.0)))
+            _zero(self.scalars, bias=SOFTPLUS_IS_ONE)
 
     def forward(self, z: Tensor, variance: float | Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Vectors of the shape of ``z``, ``(*batch, (N - 1) D)``, and the scalars ``(*batch, num_scalars)`` if any.

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from pyro_boltzmann.diffusion.networks.embedding import FourierFeatures, NoiseEmbedding, variance_of_rows
+from pyro_boltzmann.diffusion.networks.embedding import (
+    SOFTPLUS_IS_ONE,
+    FourierFeatures,
+    NoiseEmbedding,
+    variance_of_rows,
+)
 from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["EnergyMLP", "ScoreMLP"]
-
-_SOFTPLUS_IS_ONE = math.log(math.expm1(1.0))
 
 
 class ScoreMLP(nn.Module):
@@ -107,7 +109,7 @@ class ScoreMLP(nn.Module):
         if not self.num_scalars:
             return out
         vector, raw = out.split([self.out_dim, self.num_scalars], -1)
-        return vector, softplus(raw + _SOFTPLUS_IS_ONE)
+        return vector, softplus(raw + SOFTPLUS_IS_ONE)
 
 
 class EnergyMLP(ScoreMLP):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_boltzmann.diffusion.networks.embedding import NoiseEmbedding, variance_of_rows
+from pyro_boltzmann.diffusion.networks.embedding import SOFTPLUS_IS_ONE, NoiseEmbedding, variance_of_rows
 from pyro_boltzmann.energies.evaluation import Energy, energy_and_gradient, energy_value
 from pyro_boltzmann.energies.held import HeldEnergy
 from pyro_boltzmann.exceptions import ShapeError
@@ -17,7 +17,6 @@ __all__ = ["PreconditionedEnergy", "PreconditionedScore"]
 
 # Below this the target is left out of the sum. Where that holds for a whole batch, it is not evaluated.
 SMALLEST_GATE = 1e-7
-_SOFTPLUS_IS_ONE = math.log(math.expm1(1.0))
 
 
 class _Preconditioner(nn.Module):
@@ -63,7 +62,7 @@ class _Preconditioner(nn.Module):
             self.gate_embedding = NoiseEmbedding(16, smallest_sigma=smallest_sigma)
             self.gate_rate = nn.Linear(16, 1)
             nn.init.zeros_(self.gate_rate.weight)
-            nn.init.constant_(self.gate_rate.bias, _SOFTPLUS_IS_ONE)
+            nn.init.constant_(self.gate_rate.bias, SOFTPLUS_IS_ONE)
 
     def place(self, center: Tensor, data_scale: float, gate_scale: float, level: float = 0.0) -> None:
         """Move to where the target lives: other values for ``center``, ``data_scale`` and ``gate_scale``.
@@ -249,6 +248,11 @@ class PreconditionedEnergy(_Preconditioner):
         at = self._coefficients(variance, x)
         value, scalars = self._value(x, at)
         return value, self._spread(scalars, at, x.shape)
+
+    def spread(self, x: Tensor, variance: float | Tensor) -> Tensor:
+        """The spread of :meth:`score_and_spread` alone, which costs nothing of the target."""
+        at = self._coefficients(variance, x)
+        return self._spread(self._ask(x, at)[1], at, x.shape)
 
     def _value(self, x: Tensor, at: _Coefficients) -> tuple[Tensor, Tensor | None]:
         smooth, scalars = self._smooth_part(x, at)

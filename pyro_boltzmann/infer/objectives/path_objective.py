@@ -35,6 +35,10 @@ class PathObjective(ELBO):
     looks_forward: bool = True
     """Whether :func:`~pyro_boltzmann.fit` draws paths for the rows of its history where an evaluation drew none."""
 
+    deadline: float | None = None
+    """When :func:`~pyro_boltzmann.fit` will stop, in seconds of ``time.perf_counter``. An evaluation that may take long
+    heeds it."""
+
     def __init__(self, num_particles: int = 256) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles must be positive, got {num_particles}")

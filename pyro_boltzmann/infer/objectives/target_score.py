@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.diagnostics.weighted_samples import WeightedSamples
 from pyro_boltzmann.energies.evaluation import energy_and_gradient
-from pyro_boltzmann.exceptions import EnergyError, ShapeError
+from pyro_boltzmann.exceptions import EnergyError, OutOfTimeError, ShapeError
 from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
+from pyro_boltzmann.infer.objectives.spread_loss import SPREAD_WEIGHT, spread_loss
+from pyro_boltzmann.infer.objectives.teacher import drawing_on, warn_of_few_roots
 from pyro_boltzmann.infer.objectives.weighted_data import WeightedData
 
 __all__ = ["TargetScoreMatching"]
@@ -22,7 +26,6 @@ __all__ = ["TargetScoreMatching"]
 NUM_BINS = 32
 """Bins of the log noise level in which the best mixture of the two targets is estimated."""
 MEMORY = 0.99
-SPREAD_WEIGHT = 0.1
 TEACHER_DRAWS = 20_000
 
 
@@ -42,8 +45,16 @@ class TargetScoreMatching(PathObjective):
     :math:`E[B - A \mid x] = 0`. For a Gaussian of variance :math:`c^2` it is :math:`c^2 / (c^2 + h)` and no
     variance is left.
     The gradients at :math:`x_0` are computed once, so an update costs no energy beyond what the field itself asks for.
-    The factor h makes the loss the Kullback-Leibler divergence between the laws of the exact and the learned reverse
-    process per unit of :math:`\log h`, which is drawn evenly (stratified).
+    What is left of the loss beside the variance of the mixture given x, on which the guide has no influence, is
+    :math:`\frac hd E |s_\theta - \nabla \log p_h|^2`. The noise is drawn evenly in :math:`\log h` (stratified), and by
+    Girsanov's theorem the Kullback-Leibler divergence of the learned reverse process from the exact one is, for small
+    steps,
+
+    .. math::
+        \frac12 \int E\, |s_\theta - \nabla \log p_h|^2\, dh
+            = \frac d2 \int \frac hd E\, |s_\theta - \nabla \log p_h|^2\; d\log h :
+
+    d/2 times that excess, for each unit of :math:`\log h`.
 
     The variance of :math:`x_0` given x, which the reverse steps need, is learned alongside, as the spread
     r that minimises :math:`E\,[\log r + |x_0 - x - h s_\theta|^2 / (h\, d\, r)]`.
@@ -53,6 +64,11 @@ class TargetScoreMatching(PathObjective):
     (:meth:`~pyro_boltzmann.AutoDiffusion.place`). They need not be perfect: the weights of the trained sampler are
     exact, and know of what the draws had wrong, though not of modes that they lacked.
 
+    These draws are kept as ``teacher``, with their log Z, its error, and how many of the first particles they descend
+    from (``teacher.info["smc"]["num_roots"]``): below 100 (or a tenth of the draws) a warning says that modes may be
+    missing. They are drawn on the guide's device, and within the time that :func:`~pyro_boltzmann.fit` has
+    (``max_seconds``).
+
     One object learns one posterior: for other arguments of the model take another one.
 
     :param num_particles: pairs of a draw and a noise level per evaluation.
@@ -61,8 +77,13 @@ class TargetScoreMatching(PathObjective):
     :param num_draws: of sequential Monte Carlo.
     :param smc: further settings for :func:`~pyro_boltzmann.smc`.
     :param trained_spread: whether the spread is learned.
+    :ivar teacher: the draws of sequential Monte Carlo, :class:`~pyro_boltzmann.WeightedSamples`; ``None`` before the
+        first evaluation, with ``data``, and in a run that was resumed (the checkpoint holds what is needed to go on).
     :raises ValueError: for numbers out of range.
     :raises TypeError: at the first evaluation, for a guide that is no :class:`~pyro_boltzmann.AutoDiffusion`.
+    :raises EnergyError: at the first evaluation, if no draw has a finite gradient.
+    :raises OutOfTimeError: if sequential Monte Carlo takes all the time that ``fit`` has. Its draws are kept as
+        ``teacher``.
 
     Source: the two targets are those of De Bortoli et al., Target score matching, arXiv 2402.08667, and Vincent 2011;
     regression of energies alone is Akhound-Sadegh et al., arXiv 2402.06121.
@@ -75,6 +96,13 @@ class TargetScoreMatching(PathObjective):
     >>> draws = pb.importance_sample(model, guide, num_samples=1000, seed=0)
     >>> draws.ess > 0.9
     True
+
+    What it learned from is at hand:
+
+    >>> objective = TargetScoreMatching(64, num_draws=500)
+    >>> result = pb.fit(model, guide, objective=objective, num_steps=1, seed=0, progress=False)
+    >>> round(objective.teacher.log_normalizer, 1), objective.teacher.info["smc"]["num_roots"][0] > 50
+    (1.8, True)
     """
 
     looks_forward = False
@@ -98,6 +126,7 @@ class TargetScoreMatching(PathObjective):
         self.num_draws = num_draws
         self.smc = dict(smc or {})
         self.trained_spread = trained_spread
+        self.teacher: WeightedSamples | None = None
         self._guide: weakref.ref[AutoDiffusion] | None = None
         self._draws: tuple[Tensor, Tensor, Tensor] | None = None
         self._rows: WeightedData | None = None
@@ -126,9 +155,7 @@ class TargetScoreMatching(PathObjective):
         per_draw = h * error.square().mean(-1)
         if self.trained_spread:
             rest = (x0 - x - column * score.detach()).square() / column
-            if spread.shape[-1] == 1:
-                rest = rest.mean(-1, keepdim=True)
-            per_draw = per_draw + SPREAD_WEIGHT * (spread.log() + rest / spread).mean(-1)
+            per_draw = per_draw + SPREAD_WEIGHT * spread_loss(spread, rest)
         per_draw = per_draw[per_draw.detach().isfinite()]
         return per_draw.mean() if len(per_draw) else score.sum() * 0.0 + torch.inf
 
@@ -165,11 +192,7 @@ class TargetScoreMatching(PathObjective):
     def _learn_target(self, model: Any, guide: AutoDiffusion, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         z, log_weights = self._given(guide)
         if z is None:
-            from pyro_boltzmann.infer.tempering import smc
-
-            seed = int(torch.randint(2**62, ()))
-            settings = {"num_samples": self.num_draws, "seed": seed, "progress": False, **self.smc}
-            draws = smc(model, *args, **settings, **kwargs)
+            draws = self._teach(model, guide, args, kwargs)
             z, log_weights = draws.info["z"], draws.log_weights
         z = z.to(guide.base_loc)
         log_weights = torch.zeros(len(z), dtype=torch.float64) if log_weights is None else log_weights.double().cpu()
@@ -187,6 +210,33 @@ class TargetScoreMatching(PathObjective):
         if not bool(guide.is_placed):  # a trained network must not be moved
             energy = torch.where(usable, energy, 0.0)
             guide.place(guide.measure(z, gradient, log_weights, energy), check=True)
+
+    def _teach(
+        self, model: Any, guide: AutoDiffusion, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> WeightedSamples:
+        """Draw by sequential Monte Carlo, on the guide's device and in the time that is left."""
+        from pyro_boltzmann.infer.tempering import smc
+
+        seed = int(torch.randint(2**62, (), device="cpu"))
+        settings = {"num_samples": self.num_draws, "seed": seed, "progress": False, **self.smc}
+        start = time.perf_counter()
+        left = math.inf if self.deadline is None else self.deadline - start
+        if math.isfinite(left):
+            own = settings.get("max_seconds")
+            settings["max_seconds"] = max(0.0, left if own is None else min(left, own))
+        with drawing_on(guide.base_loc.device):
+            draws = smc(model, *args, **settings, **kwargs)
+        self.teacher = draws
+        spent = time.perf_counter() - start
+        if spent > left:
+            raise OutOfTimeError(
+                f"sequential Monte Carlo took {spent:.3g} s of the {left:.3g} s that max_seconds leaves, so there is "
+                "no time to learn from its draws, and the last of its temperatures may have been skipped. Give fit "
+                f"more time, or take fewer draws (num_draws={self.num_draws}); draws that are good enough can be "
+                "learned from with fit(..., data=objective.teacher)"
+            )
+        warn_of_few_roots(draws)
+        return draws
 
     def _given(self, guide: AutoDiffusion) -> tuple[Tensor | None, Tensor | None]:
         if self.data is None:
@@ -221,7 +271,7 @@ class TargetScoreMatching(PathObjective):
         }
 
     def begin(self) -> None:
-        self._draws = self._rows = self._moments = self._guide = None
+        self._draws = self._rows = self._moments = self._guide = self.teacher = None
 
     def state(self) -> dict[str, Tensor]:
         if self._draws is None or self._moments is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, get_args
@@ -16,12 +15,12 @@ from pyro_boltzmann.diffusion.reverse import DiffusionField, ReverseDiffusion
 from pyro_boltzmann.diffusion.schedules import Spacing
 from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
+from pyro_boltzmann.infer.objectives.denoising.schedule_check import LOOKS, truncated_log_weights, warn_of_misfit
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
 from pyro_boltzmann.infer.objectives.prioritized_buffer import PrioritizedBuffer
+from pyro_boltzmann.infer.objectives.spread_loss import SPREAD_WEIGHT, spread_loss
 
 __all__ = ["DenoisingObjective", "NoisedBatch", "Regression", "SeenSpread"]
-
-SPREAD_WEIGHT = 0.1
 
 
 class NoisedBatch(NamedTuple):
@@ -78,6 +77,10 @@ class DenoisingObjective(PathObjective):
     of the guide's base; every ``refresh_every`` evaluations the reverse process, run without a graph from there, adds
     more. Nothing is learned from draws of the target, and no test set is looked at; the guide stays where its
     :class:`~pyro_boltzmann.guides.auto_diffusion.Frame` put it.
+
+    Each of the first five batches of new points is looked at, for one gradient a point (counted): if at least 20 of
+    them are effective by their path weights and the schedule does not fit the target that they show
+    (:meth:`~pyro_boltzmann.AutoDiffusion.measure`), one warning names a range that does.
 
     The variance of :math:`x_0` given x, which the reverse steps need for good weights, is learned alongside from the
     same K points, as the spread r that minimises :math:`E\,[(1 - \sum \bar w^2) \log r + \hat r / r]` with their
@@ -147,6 +150,7 @@ class DenoisingObjective(PathObjective):
         self.antithetic, self.near_buffer, self.by_variance = antithetic, near_buffer, by_variance
         self.trained_spread = trained_spread
         self._age = 0
+        self._warned = False
         self._guide: weakref.ref[AutoDiffusion] | None = None
         self._proposal: BufferProposal | None = None
 
@@ -208,11 +212,11 @@ class DenoisingObjective(PathObjective):
             block = ReverseDiffusion(self._sampler(guide), len(loc), guide.variances, max_score=guide.max_drift)
             result = block.to(loc.device).stream(x)
             x, log_q = result.x, log_q - result.log_ratio
+            if self._age <= LOOKS * self.refresh_every:
+                self._warned = warn_of_misfit(guide, x, log_q, silent=self._warned) or self._warned
         log_weights = torch.zeros_like(log_q)
         if self.weighted:
-            log_weights = -energy_value(guide.energy, x).double() - log_q
-            log_weights = torch.where(log_weights.isfinite(), log_weights, -torch.inf)
-            log_weights = log_weights.clamp_max(log_weights.logsumexp(0) - 0.5 * math.log(len(x)))
+            log_weights = truncated_log_weights(energy_value(guide.energy, x), log_q)
         self.buffer.add(x, log_weights, log_q)
         self._proposal = None
 
@@ -243,7 +247,7 @@ class DenoisingObjective(PathObjective):
 
     def begin(self) -> None:
         self.buffer.clear()
-        self._age, self._guide, self._proposal = 0, None, None
+        self._age, self._guide, self._proposal, self._warned = 0, None, None, False
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -263,8 +267,7 @@ class DenoisingObjective(PathObjective):
 
 def _spread_loss(spread: Tensor, seen: SeenSpread, kept: Tensor) -> Tensor:
     """The spread's own term, small beside the regression."""
-    value = seen.value.mean(-1, keepdim=True) if spread.shape[-1] == 1 else seen.value
-    each = (seen.known.unsqueeze(-1) * spread.log() + value / spread).mean(-1)
+    each = spread_loss(spread, seen.value, seen.known.unsqueeze(-1))
     each = each[kept & each.detach().isfinite()]
     return SPREAD_WEIGHT * each.mean() if len(each) else each.sum()
 

@@ -10,22 +10,30 @@ from matplotlib.figure import Figure
 
 from pyro_boltzmann.diagnostics.plots.style import INK, new_figure
 from pyro_boltzmann.diagnostics.weights import FloatArray
+from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["plot_configurations"]
 
 NEIGHBOURS = 1.25
-"""Pairs closer than this many times the typical nearest distance are joined."""
 _PANEL = "#f3f6f8"
 
 
 def plot_configurations(particles: FloatArray, title: str = "Configurations") -> Figure:
     """Configurations ``(n, num_particles, D)`` side by side, turned to their principal axes; in three dimensions darker
-    and larger is nearer.
+    and larger is nearer. Lines join pairs closer than 1.25 times the median distance to the nearest neighbour.
+
+    :raises ShapeError: for another shape, or particles on a line.
 
     >>> plot_configurations(np.random.default_rng(0).normal(size=(3, 4, 2))).axes[0].get_aspect()
     1.0
     """
-    turned = [_turned(x) for x in np.asarray(particles, dtype=np.float64)]
+    particles = np.asarray(particles, dtype=np.float64)
+    if particles.ndim != 3 or not len(particles) or particles.shape[1] < 2 or particles.shape[2] not in (2, 3):
+        raise ShapeError(
+            f"expected configurations of shape (n, num_particles, 2 or 3), got {particles.shape}; a target of "
+            "particles makes them of its coordinates with to_particles"
+        )
+    turned = [_turned(x) for x in particles]
     figure, columns = new_figure(width=2.05 * len(turned), height=2.35, columns=len(turned))
     reach = 1.2 * max(float(np.abs(x[:, :2]).max()) for x in turned)
     close = NEIGHBOURS * float(np.median([_pairs(x).min(1) for x in turned]))
