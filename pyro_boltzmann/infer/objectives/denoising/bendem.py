@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_boltzmann.diffusion.estimators import bootstrapped_energy, bootstrapped_estimate, noised_energy
 from pyro_boltzmann.diffusion.networks import PreconditionedEnergy
 from pyro_boltzmann.diffusion.reverse import DiffusionField
+from pyro_boltzmann.diffusion.schedules import NoiseSchedule
 from pyro_boltzmann.guides.auto_diffusion import AutoDiffusion
 from pyro_boltzmann.infer.objectives.denoising.bootstrap import bootstrap_gate, teacher_times
 from pyro_boltzmann.infer.objectives.denoising.denoising_objective import NoisedBatch, _refuse_odd
@@ -48,6 +49,9 @@ class BEnDEM(EnDEM):
     :param mixed_noise: K from then on; ``num_noise`` if not given.
     :param num_bootstrap: :math:`K_b`, of these from the teacher; four fifths if not given.
     :param increment: growth of the variance over a stretch; a tenth of the schedule's if not given.
+    :param ratio: of the student's variance to the teacher's, in place of stretches; at noise too small for it the
+        target is the teacher. Stretches of equal variance are short where there is much noise: knowledge has to pass
+        through as many teachers as there are stretches, or through the logarithm of the range to the base ``ratio``.
     :param decay: of the moving average, per evaluation. That of 0.95 for 100 evaluations, as published, is 0.9995.
     :param check_every: evaluations per look at the loss.
     :param patience: looks.
@@ -69,7 +73,7 @@ class BEnDEM(EnDEM):
 
     NAMES: ClassVar[tuple[str, ...]] = (
         *EnDEM.NAMES,
-        *("mixed_noise", "num_bootstrap", "increment", "decay", "check_every", "patience"),
+        *("mixed_noise", "num_bootstrap", "increment", "ratio", "decay", "check_every", "patience"),
     )
 
     def __init__(
@@ -80,6 +84,7 @@ class BEnDEM(EnDEM):
         mixed_noise: int | None = None,
         num_bootstrap: int | None = None,
         increment: float | None = None,
+        ratio: float | None = None,
         decay: float = 0.999,
         check_every: int = 100,
         patience: int = 5,
@@ -96,11 +101,13 @@ class BEnDEM(EnDEM):
         _refuse_odd(self.antithetic, mixed_noise=self.mixed_noise, num_bootstrap=self.num_bootstrap)
         if increment is not None and not 0.0 < increment < math.inf:
             raise ValueError(f"increment must be positive, got {increment}")
+        if ratio is not None and (increment is not None or not 1.0 < ratio < math.inf):
+            raise ValueError(f"ratio must exceed 1 and replaces increment, got ratio={ratio}, increment={increment}")
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must lie in [0, 1), got {decay}; at 1 the teacher would never learn")
         if check_every < 1 or patience < 1:
             raise ValueError(f"check_every and patience must be positive, got {check_every} and {patience}")
-        self.increment, self.decay = increment, float(decay)
+        self.increment, self.ratio, self.decay = increment, ratio, float(decay)
         self.check_every, self.patience = check_every, patience
         self.teacher: PreconditionedEnergy | None = None
         self._forget()
@@ -173,12 +180,9 @@ class BEnDEM(EnDEM):
     @torch.no_grad()
     def _taught(self, guide: AutoDiffusion, batch: NoisedBatch, loss: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that pass the gate, and the variances of their teachers."""
-        schedule = guide.schedule
         h = batch.variance
-        increment = schedule.max_variance / SPLITS if self.increment is None else self.increment
-        times, interval = teacher_times(schedule.time(h), schedule.split_times(increment))
-        g = schedule.variance(times)
-        rows = ((interval > 0) & (g > 0.0) & (g < h)).nonzero().squeeze(-1)
+        g = self._teacher_variance(guide.schedule, h)
+        rows = ((g > 0.0) & (g < h)).nonzero().squeeze(-1)
         if not len(rows):
             return rows, g[rows]
         x0, h, g = batch.x0[rows], h[rows], g[rows]
@@ -193,6 +197,15 @@ class BEnDEM(EnDEM):
         teacher_loss = (field.energy(x, g) - estimate).square()
         gate = bootstrap_gate(loss[rows].double(), teacher_loss.double(), h, g, self.num_bootstrap)
         return rows[gate], g[gate]
+
+    def _teacher_variance(self, schedule: NoiseSchedule, h: Tensor) -> Tensor:
+        """The teacher's noise for each student's; zero where the target is the teacher."""
+        if self.ratio is not None:
+            g = h / self.ratio
+            return torch.where(g >= schedule.sigma_min**2, g, 0.0)
+        increment = schedule.max_variance / SPLITS if self.increment is None else self.increment
+        times, interval = teacher_times(schedule.time(h), schedule.split_times(increment))
+        return torch.where(interval > 0, schedule.variance(times), 0.0)
 
     def _from_teacher(self, x: Tensor, variance: Tensor, teacher_variance: Tensor) -> EnergyEstimate:
         assert self.teacher is not None
