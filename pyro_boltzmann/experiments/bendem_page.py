@@ -270,8 +270,8 @@ _WHAT = {
         "Diffusion samplers learned from the energy alone, each trained for the same time: the published objectives "
         "iDEM, EnDEM and BEnDEM, and `best`, target score matching on the weighted draws of a short sequential Monte "
         "Carlo run. The three have the same network around the target's own energy, 256 states an update from a buffer "
-        "with importance weights, 100 points around each, noise from a quarter of a mode's width on, a cosine learning rate and a learned spread: "
-        "their authors' settings are for hours."
+        "with importance weights, 100 points around each, noise from a quarter of a mode's width on, a cosine "
+        "learning rate and a learned spread: their authors' settings are for hours."
     ),
 }
 
