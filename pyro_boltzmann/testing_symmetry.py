@@ -108,7 +108,9 @@ def _deviation(
         raise ValueError(f"num_elements must be at least 1, got {num_elements}")
     on_particles = x.dim() == 3
     if x.dim() not in (2, 3) or x.shape[0] == 0:
-        raise ShapeError(f"expected coordinates (n, (N - 1) D) or positions (n, N, D) with n >= 1, got {tuple(x.shape)}")
+        raise ShapeError(
+            f"expected coordinates (n, (N - 1) D) or positions (n, N, D) with n >= 1, got {tuple(x.shape)}"
+        )
     act = symmetry.act_on_particles if on_particles else symmetry.act
     generator = Generator(x.device).manual_seed(seed)
     value = f(x)

@@ -95,7 +95,7 @@ def keep_particle_data(
     :param num_train: rows of the training set; likewise the others.
     :param plan: how to sample, :data:`DATA_PLANS` unless given.
     :raises CheckpointError: if the file is of other data.
-    :raises ValueError: for a target without exact draws or a plan, or draws that contradict what is known of the target.
+    :raises ValueError: for a target without exact draws or a plan, or draws that contradict what is known of it.
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
     if min(sizes.values()) < 1:
@@ -145,7 +145,7 @@ def _exact(target: Target, sizes: dict[str, int], seed: int) -> ParticleData:
     }
     z = torch.cat(list(sets.values()))
     # Every draw is independent: a system of its own.
-    return ParticleData(**sets, **_moments(target, z.unsqueeze(1)), seconds=0.0)
+    return _data(sets, {**_moments(target, z.unsqueeze(1)), "seconds": 0.0})
 
 
 def _tempered(
@@ -173,7 +173,11 @@ def _tempered(
     for (name, number), block in zip(sizes.items(), z.split(list(CHAINS.values())), strict=True):
         rows = block.flatten(0, 1)
         sets[name] = rows[torch.randperm(len(rows), generator=generator)[:number]]
-    return ParticleData(**sets, **_moments(target, z), seconds=float(draws.info["cpu_seconds"]))
+    return _data(sets, {**_moments(target, z), "seconds": float(draws.info["cpu_seconds"])})
+
+
+def _data(sets: dict[str, Tensor], numbers: dict[str, float]) -> ParticleData:
+    return ParticleData(train=sets["train"], validation=sets["validation"], test=sets["test"], **numbers)
 
 
 def _moments(target: Target, z: Tensor) -> dict[str, float]:
@@ -210,4 +214,4 @@ def _read(path: Path, identity: dict[str, str]) -> ParticleData:
         raise CheckpointError(f"{path} cannot be read ({error}); delete it to draw its data again") from error
     if metadata != identity:
         raise CheckpointError(f"{path} holds other particle data; choose another --out, or delete it")
-    return ParticleData(**sets, **numbers)
+    return _data(sets, numbers)

@@ -40,8 +40,9 @@ def descend(
     ends = x.clone()
     u_ends, gradient = energy_and_gradient(energy, ends)
     u_ends = u_ends.clone()
-    converged = gradient.norm(dim=-1) <= tolerance
-    rows = (u_ends.isfinite() & gradient.isfinite().all(-1) & ~converged).nonzero().squeeze(-1)
+    finite = u_ends.isfinite() & gradient.isfinite().all(-1)
+    converged = finite & (gradient.norm(dim=-1) <= tolerance)
+    rows = (finite & ~converged).nonzero().squeeze(-1)
     state = _State(rows, ends[rows], u_ends[rows], gradient[rows])
     for _ in range(max_steps - 1):
         if len(state.rows) == 0:

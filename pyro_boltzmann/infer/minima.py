@@ -74,14 +74,12 @@ def find_minima(
     >>> x = torch.linspace(-2, 2, 10).unsqueeze(-1)
     >>> found = find_minima(lambda x: (x.square() - 1).square().sum(-1) + 0.3 * x.sum(-1), x)
     >>> found.x.squeeze(-1), found.count, bool(found.is_minimum.all())
-    (tensor([-1.0354,  0.9601], dtype=torch.float64), tensor([5, 5]), True)
+    (tensor([-1.0356,  0.9601], dtype=torch.float64), tensor([5, 5]), True)
     """
     if x.dim() != 2 or len(x) == 0 or (basis is not None and x.shape[1] != basis.dim):
         width = "dim" if basis is None else str(basis.dim)
         raise ShapeError(f"expected draws of shape (n, {width}) with n >= 1, got {tuple(x.shape)}")
-    ends, u, converged = descend(
-        energy, x.double(), tolerance=tolerance, max_steps=max_steps, max_length=max_length
-    )
+    ends, u, converged = descend(energy, x.double(), tolerance=tolerance, max_steps=max_steps, max_length=max_length)
     label = torch.full((len(x),), -1, dtype=torch.long, device=x.device)
     rows = converged.nonzero().squeeze(-1)
     rows = rows[u[rows].argsort()]

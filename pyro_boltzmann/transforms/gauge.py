@@ -29,8 +29,8 @@ class ParticleGauge:
         V = \int dQ = \frac{2^m \pi^{m D / 2}}{\Gamma_m(D / 2)},
 
     :math:`2 \pi` for two particles in the plane, where :math:`T_{11}` is the radius; :math:`4 \pi` for more of them;
-    :math:`16 \pi^2` in space. With :math:`s = (\log T_{11}, \dots, \log T_{mm}`, the other entries of :math:`T)`, all of
-    :math:`\mathbb{R}^{\text{dim}}`, an orbit has the volume
+    :math:`16 \pi^2` in space. The :math:`\log T_{ii}` and the entries above the diagonal are the coordinates :math:`s`,
+    all of :math:`\mathbb{R}^{\text{dim}}`. An orbit has the volume
 
     .. math:: \omega(s) = V \prod_{i=1}^m T_{ii}^{D - i + 1} \cdot N!^{[\text{permutations}]},
 
@@ -79,11 +79,13 @@ class ParticleGauge:
         :raises ShapeError: if the last dimension is not ``(N - 1) D``.
         :raises ValueError: for configurations without a frame: particles that coincide, or all on a line or plane.
         """
+        particles = self.basis.to_particles(z)
         if self.permutations:
-            z = self.basis.to_coordinates(self._numbered(self.basis.to_particles(z)))
+            z = self.basis.to_coordinates(self._numbered(particles))
         t = self._triangle(z)
         diagonal = t.diagonal(dim1=-2, dim2=-1)[..., : self._rank]
-        bad = int((~(diagonal > 0).all(-1)).sum())
+        rounding = torch.finfo(z.dtype).eps * z.norm(dim=-1, keepdim=True)
+        bad = int((~(diagonal > rounding).all(-1)).sum())
         if bad:
             raise ValueError(
                 f"{bad} configurations have no frame: their first {self._rank + 1} particles coincide, or lie on a "

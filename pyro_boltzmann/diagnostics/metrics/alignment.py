@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -103,7 +103,7 @@ def _overlaps(target: FloatArray, permuted: FloatArray) -> FloatArray:
 
 
 def kabsch(target: FloatArray, moving: FloatArray) -> tuple[FloatArray, FloatArray]:
-    r"""The largest :math:`\sum_i x_i \cdot R\, y_i` over :math:`R \in O(D)`, ``(n,)``, and its :math:`R`, ``(n, D, D)``.
+    r"""The largest :math:`\sum_i x_i \cdot R\, y_i` over :math:`O(D)`, ``(n,)``, and its :math:`R`, ``(n, D, D)``.
 
     With :math:`x^\top y = U S V^\top` it is :math:`\operatorname{tr} S`, at :math:`R = U V^\top`. Source: Kabsch, Acta
     Cryst. A32 (1976), 922.
