@@ -88,8 +88,8 @@ class _State:
         ):
             q += (factor - inverse * (y * q).sum(-1)).unsqueeze(-1) * s
         length = q.norm(dim=-1)
-        factor = self.scale * (max_length / length.clamp_min(1e-300)).clamp_max(1.0)
-        return -factor.unsqueeze(-1) * q
+        bounded = self.scale * (max_length / length.clamp_min(1e-300)).clamp_max(1.0)
+        return q.mul_(-bounded.unsqueeze(-1))
 
     def move(self, y: Tensor, u: Tensor, gradient: Tensor, step: Tensor) -> None:
         """Take the steps that go down, and remember them, the newest first."""

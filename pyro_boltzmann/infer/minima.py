@@ -69,6 +69,9 @@ def find_minima(
     :param max_length: of one step.
     :raises ShapeError: if ``x`` does not have the shape ``(n, dim)``.
 
+    States that a flow knows and its training data do not: descend from both together, ``torch.cat([data, draws])``, and
+    compare ``label[:len(data)]`` with the rest.
+
     Source: Koehler, Klein and Noe, Equivariant Flows, arXiv 2006.02425, section 6 (descent, sorted distances, Hessian).
 
     >>> x = torch.linspace(-2, 2, 10).unsqueeze(-1)
@@ -103,7 +106,8 @@ def find_minima(
 
 def _sorted_distances(particles: Tensor) -> Tensor:
     i, j = torch.triu_indices(particles.shape[-2], particles.shape[-2], offset=1)
-    return (particles[:, i] - particles[:, j]).norm(dim=-1).sort(-1).values
+    distances: Tensor = torch.linalg.vector_norm(particles[:, i] - particles[:, j], dim=-1)
+    return distances.sort(-1).values
 
 
 def _curvature(energy: Energy, x: Tensor, spatial_dim: int | None) -> Tensor:
@@ -111,13 +115,14 @@ def _curvature(energy: Energy, x: Tensor, spatial_dim: int | None) -> Tensor:
     if len(x) == 0:
         return x.new_zeros(0)
     hessian = _hessians(energy, x)
-    if spatial_dim is not None:
+    if spatial_dim is not None and spatial_dim > 1:
         # One rotation fewer for particles on a line; directions, not their number, are taken out.
         left, singular, _ = torch.linalg.svd(_rotations(x, spatial_dim).mT, full_matrices=False)
         used = left * (singular > 1e-8 * singular.amax(-1, keepdim=True).clamp_min(1e-300)).unsqueeze(-2)
         largest = torch.linalg.matrix_norm(hessian)[:, None, None]
         hessian = hessian + largest * (used @ used.mT)
-    return torch.linalg.eigvalsh(hessian)[:, 0]
+    eigenvalues: Tensor = torch.linalg.eigvalsh(hessian)
+    return eigenvalues[:, 0]
 
 
 def _hessians(energy: Energy, x: Tensor) -> Tensor:

@@ -169,9 +169,9 @@ def random_orthogonal(
     True
     """
     gaussian = torch.randn(*batch, dim, dim, generator=generator, dtype=like.dtype, device=like.device)
-    q, r = torch.linalg.qr(gaussian)
+    factor, r = torch.linalg.qr(gaussian)
     # sign(0) = 0 would lose a column.
-    q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q).unsqueeze(-2)
+    q: Tensor = factor * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r).unsqueeze(-2)
     if proper:
         q = torch.cat([q[..., :1] * torch.linalg.det(q).sign()[..., None, None], q[..., 1:]], -1)
     return q

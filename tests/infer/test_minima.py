@@ -11,7 +11,7 @@ from pyro_boltzmann.energies.catalogue import LennardJones, catalogue
 from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.infer import find_minima
 from pyro_boltzmann.infer.descent import descend
-from pyro_boltzmann.transforms import ParticleSymmetry
+from pyro_boltzmann.transforms import MeanFreeBasis, ParticleSymmetry
 
 
 def normal(*shape, seed=0):
@@ -91,6 +91,17 @@ def test_a_pair_in_space_has_two_rotations_not_three():
     r, h = math.sqrt(2) * found.x[0].norm().item(), 1e-4
     second = 2 * (energy(r + h) - 2 * energy(r) + energy(r - h)) / h**2
     assert found.curvature[0].item() == pytest.approx(second, rel=1e-4)
+
+
+def test_particles_on_a_line_have_no_rotations():
+    basis = MeanFreeBasis(3, 1)
+
+    def chain(z):
+        x = basis.to_particles(z).squeeze(-1).sort(-1).values
+        return (x.diff(dim=-1) - 1).square().sum(-1)
+
+    found = find_minima(chain, normal(10, 2), basis)
+    assert len(found) == 1 and found.is_minimum.all() and found.count.tolist() == [10]
 
 
 def test_a_saddle_is_called_one():
