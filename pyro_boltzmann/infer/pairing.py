@@ -35,6 +35,7 @@ def align_particles(
     :param x1: of the same shape.
     :param basis: the particles, such as ``catalogue["dw4"].basis``.
     :raises ShapeError: if the shapes do not agree.
+    :raises ValueError: if a row is not finite.
 
     Source: Klein, Kraemer and Noe, Equivariant flow matching, arXiv 2306.15030, section 4.
 
@@ -81,6 +82,7 @@ def pair_by_transport(
     :param block: rows in a block; the last may be smaller.
     :param num_starts: of the final alignment.
     :raises ShapeError: if the shapes do not agree.
+    :raises ValueError: if a row is not finite.
 
     Sources: Tong et al., arXiv 2302.00482, section 3.2 (minibatch transport); Klein, Kraemer and Noe, arXiv 2306.15030.
 
@@ -116,3 +118,6 @@ def _check(x0: Tensor, x1: Tensor, basis: MeanFreeBasis | None) -> None:
             f"expected as many draws as data, both of shape (n, {expected}) with n >= 1, got {tuple(x0.shape)} and "
             f"{tuple(x1.shape)}"
         )
+    bad = int((~(x0.isfinite() & x1.isfinite()).all(-1)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(x0)} pairs have NaN or infinity; leave these rows out")

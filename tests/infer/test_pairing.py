@@ -90,5 +90,7 @@ def test_bad_input():
         align_particles(torch.zeros(3, 8), torch.zeros(3, 8), BASIS)
     with pytest.raises(ShapeError, match="as many draws as data"):
         pair_by_transport(torch.zeros(3, 6), torch.zeros(4, 6), BASIS)
+    with pytest.raises(ValueError, match="1 of 3 pairs"):
+        align_particles(torch.zeros(3, 6), torch.tensor([[0.0], [torch.nan], [0.0]]).expand(3, 6), BASIS)
     with pytest.raises(ValueError, match="block"):
         pair_by_transport(torch.zeros(3, 6), torch.zeros(3, 6), BASIS, block=0)
