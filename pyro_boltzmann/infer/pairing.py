@@ -71,8 +71,8 @@ def pair_by_transport(
     .. math:: \min_\pi \sum_{i} c(x_0^{\pi(i)}, x_1^i), \qquad c(a, b) = \min_g |g a - b|^2 ,
 
     exactly by SciPy's assignment, in blocks of consecutive rows: the costs of a block are all its pairs, so that the
-    work is ``n * block`` alignments. Beyond four particles the costs are one matching and one rotation each. In blocks of
-    64 one core pairs 20,000 rows of DW-4 a second, and 240 of LJ-13: pair those before the training.
+    work is ``n * block`` alignments. Beyond four particles the costs are one matching and one rotation each. In
+    blocks of 64 one core pairs 20,000 rows of DW-4 a second, and 240 of LJ-13: pair those before the training.
 
     Rows are exchanged only within ``x0``, which therefore keeps its law; minibatch plans are a biased estimate of the
     plan between the laws, yet any pairing has the right marginals.
