@@ -20,18 +20,23 @@ from pyro_boltzmann.stochastic.block import StochasticBlock
 from pyro_boltzmann.stochastic.metropolis import MetropolisAdjusted
 from pyro_boltzmann.stochastic.noise import sample_part
 from pyro_boltzmann.stochastic.path import PathTransform
+from pyro_boltzmann.testing_symmetry import check_equivariance, check_invariance, is_equivariant, is_invariant
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
 
 __all__ = [
     "STANDARD_ERRORS",
     "check_block",
     "check_equilibrium",
+    "check_equivariance",
     "check_gradients",
+    "check_invariance",
     "check_ladj",
     "check_path_weight",
     "check_round_trip",
     "check_shapes",
     "check_unbiased",
+    "is_equivariant",
+    "is_invariant",
 ]
 
 STANDARD_ERRORS = 4.5

@@ -3,6 +3,7 @@
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
 from pyro_boltzmann.infer.importance import importance_sample
+from pyro_boltzmann.infer.minima import Minima, find_minima
 from pyro_boltzmann.infer.objectives import (
     IDEM,
     Alpha2,
@@ -16,6 +17,7 @@ from pyro_boltzmann.infer.objectives import (
     TargetScoreMatching,
     TrajectoryBalance,
 )
+from pyro_boltzmann.infer.pairing import align_particles, pair_by_transport
 from pyro_boltzmann.infer.tempering import Proposal, parallel_tempering, smc
 
 __all__ = [
@@ -27,15 +29,19 @@ __all__ = [
     "FitResult",
     "ForwardKL",
     "LogVariance",
+    "Minima",
     "Phase",
     "PrioritizedBuffer",
     "Proposal",
     "ReverseKL",
     "TargetScoreMatching",
     "TrajectoryBalance",
+    "align_particles",
+    "find_minima",
     "fit",
     "importance_sample",
     "load_checkpoint",
+    "pair_by_transport",
     "parallel_tempering",
     "save_checkpoint",
     "smc",

@@ -8,18 +8,13 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pyro_boltzmann.diagnostics.metrics.alignment import CHUNK, MOST_PERMUTATIONS, climb, distance_features
 from pyro_boltzmann.diagnostics.metrics.inputs import as_particles, points_and_weights
-from pyro_boltzmann.diagnostics.metrics.scipy_calls import best_matching
 from pyro_boltzmann.diagnostics.metrics.transport import optimal_cost
 from pyro_boltzmann.diagnostics.weights import FloatArray
 from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["aligned_squared_distances", "aligned_w2"]
-
-MOST_PERMUTATIONS = 24
-"""Up to here every permutation is tried, and the distance is exact."""
-
-CHUNK = 200_000
 
 
 def aligned_w2(
@@ -104,7 +99,7 @@ def _nuclear_norms(x: FloatArray, y: FloatArray) -> FloatArray:
 
 def _alternating_overlap(x: FloatArray, y: FloatArray, num_alternations: int) -> FloatArray:
     rows = max(1, CHUNK // (20 * len(y)))
-    features_x, features_y = _features(x), _features(y)
+    features_x, features_y = distance_features(x), distance_features(y)
     parts = []
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
@@ -112,30 +107,6 @@ def _alternating_overlap(x: FloatArray, y: FloatArray, num_alternations: int) ->
         right = np.tile(y, (len(x[part]), 1, 1))
         likeness = np.einsum("ipf,jqf->ijpq", features_x[part], features_y, optimize=True)
         # |f - g|^2 = |f|^2 + |g|^2 - 2 f.g, and the two squares do not depend on the matching.
-        overlap = _climb(left, right, likeness.reshape(-1, *likeness.shape[2:]), num_alternations)
-        parts.append(overlap.reshape(-1, len(y)))
+        found = climb(left, right, likeness.reshape(-1, *likeness.shape[2:]), num_alternations)
+        parts.append(found.overlap.reshape(-1, len(y)))
     return np.concatenate(parts)
-
-
-def _climb(x: FloatArray, y: FloatArray, gain: FloatArray, num_alternations: int) -> FloatArray:
-    """Match and rotate in turn, pair by pair; each turn can only raise the overlap ``(pairs,)``."""
-    best = np.full(len(x), -math.inf)
-    active = np.arange(len(x))
-    for turn in range(num_alternations):
-        matched = np.take_along_axis(y[active], np.stack([best_matching(g) for g in gain])[:, :, None], axis=1)
-        left, singular, right = np.linalg.svd(x[active].transpose(0, 2, 1) @ matched)
-        overlap = singular.sum(-1)
-        # An overlap that rounding alone has raised is at its fixed point.
-        improved = overlap > best[active] * (1.0 + 1e-12)
-        best[active] = np.maximum(best[active], overlap)
-        active = active[improved]
-        if turn + 1 == num_alternations or active.size == 0:
-            break
-        rotation = left[improved] @ right[improved]
-        gain = x[active] @ rotation @ y[active].transpose(0, 2, 1)
-    return best
-
-
-def _features(x: FloatArray) -> FloatArray:
-    """Sorted distances of each particle to the others, ``(n, num_particles, num_particles)``."""
-    return np.asarray(np.sort(np.linalg.norm(x[:, :, None] - x[:, None, :], axis=-1), axis=-1))
