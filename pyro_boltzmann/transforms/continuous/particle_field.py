@@ -1,0 +1,56 @@
+"""What fields of pairs of particles share: distances that are smooth where particles meet, and kernels in time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_boltzmann.exceptions import ShapeError
+from pyro_boltzmann.transforms.continuous.pair_columns import PairColumns
+from pyro_boltzmann.transforms.continuous.radial_kernels import ConstantKernel, GaussianKernels
+from pyro_boltzmann.transforms.continuous.velocity_field import VelocityField
+
+__all__ = ["ParticleField"]
+
+_FLOOR = 1e-6
+
+
+class ParticleField(VelocityField):
+    r"""A field of :math:`N` particles that depends on the distances :math:`d_{ij} = \sqrt{|x_i - x_j|^2 + 10^{-6}}` and on time.
+
+    :param num_particles: :math:`N \ge 2`.
+    :param spatial_dim: :math:`D \ge 1`.
+    :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field independent of time.
+    """
+
+    def __init__(
+        self, num_particles: int, spatial_dim: int, time_kernels: GaussianKernels | ConstantKernel | None = None
+    ) -> None:
+        super().__init__()
+        self.pairs = PairColumns(num_particles, spatial_dim)
+        self.time_kernels: nn.Module = time_kernels or GaussianKernels.uniform(10, 0.0, 1.0, 0.3)
+        self.num_times = (time_kernels or self.time_kernels).num_kernels
+
+    @property
+    def spatial_dim(self) -> int:
+        """:math:`D`."""
+        return self.pairs.basis.spatial_dim
+
+    def at_time(self, t: float | Tensor, weights: Tensor) -> Tensor:
+        """Weights ``(K_t, *shape)`` contracted with the kernels at one time.
+
+        :raises ShapeError: if the time is no scalar.
+        """
+        time = torch.as_tensor(t, dtype=weights.dtype, device=weights.device)
+        if time.dim() > 0:
+            raise ShapeError(f"expected one time for the whole batch, got a tensor of shape {tuple(time.shape)}")
+        return (self.time_kernels(time) @ weights.flatten(1)).view(weights.shape[1:])
+
+    def geometry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pair differences ``(D, P, rows)``, their squares ``(P, rows)``, and the smooth distances ``(P, rows)``.
+
+        :raises ShapeError: if the last dimension of ``x`` is not ``(N - 1) D``.
+        """
+        difference = self.pairs.differences(x)
+        square = difference.square().sum(0)
+        return difference, square, (square + _FLOOR).sqrt()
