@@ -74,7 +74,6 @@ class EmbeddedAtomField(ParticleField):
         self.weights = nn.Parameter(
             torch.cat([torch.zeros(1, number), _neighbourhoods(self.kernels.centres, num_densities)]).repeat(times, 1, 1)
         )
-        self.bias = nn.Parameter(torch.zeros(times))
         self.rows = nn.Parameter(torch.randn(width, num_densities) * ((num_particles - 1) * num_densities) ** -0.5)
         self.shifts = nn.Parameter(torch.randn(width).repeat(times, 1))
         self.heights = nn.Parameter(0.1 * torch.randn(times, width) / width**0.5)
@@ -82,58 +81,58 @@ class EmbeddedAtomField(ParticleField):
     def potential(self, t: float | Tensor, x: Tensor) -> Tensor:
         r""":math:`\Phi`, ``(*batch)``."""
         _, square, distance = self.geometry(x)
-        (values,) = self.kernels.derivatives(distance, self.at_time(t, self.weights), 0)
-        pairs = values[0] - 0.5 * self._bias(t) * square
-        units, heights = self._units(t, values)
-        return (pairs.sum(0) + (heights * units).sum((0, 1))).view(x.shape[:-1])
+        time = self.time(t)
+        (values,) = self._radial(time, distance, 0)
+        units, heights = self._units(time, values)
+        pairs = values[0] - 0.5 * (time @ self.bias) * square
+        return (pairs.sum(-1) + (heights * units).sum((0, 2))).view(x.shape[:-1])
 
     def forward(self, t: float | Tensor, x: Tensor) -> Tensor:
         difference, _, distance = self.geometry(x)
-        values, slopes = self.kernels.derivatives(distance, self.at_time(t, self.weights), 1)
-        units, heights = self._units(t, values)
-        both = self.pairs.of_both(self._slopes(units, heights))
-        return self.pairs.forces(self._force(t, slopes / distance, both) * difference, x)
+        time = self.time(t)
+        values, slopes = self._radial(time, distance, 1)
+        both = self._gradients(*self._units(time, values))
+        return self.pairs.forces((time @ self.bias - (both * (slopes / distance)).sum(0)) * difference, x)
 
     def velocity_and_divergence(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         difference, square, distance = self.geometry(x)
-        values, slopes, bends = self.kernels.derivatives(distance, self.at_time(t, self.weights), 2)
+        time = self.time(t)
+        bias = time @ self.bias
+        values, slopes, bends = self._radial(time, distance, 2)
         slopes = slopes / distance
-        units, heights = self._units(t, values)
-        both = self.pairs.of_both(self._slopes(units, heights))
-        velocity = self.pairs.forces(self._force(t, slopes, both) * difference, x)
+        units, heights = self._units(time, values)
+        both = self._gradients(units, heights)
+        velocity = self.pairs.forces((bias - (both * slopes).sum(0)) * difference, x)
 
         laplacians = torch.addcmul(self.spatial_dim * slopes, bends - slopes, square / distance.square())
-        first = laplacians[0] + (both * laplacians[1:]).sum(0) - self.spatial_dim * self._bias(t)
-        curvatures = self._curvatures(units, heights)
-        densities = slopes[1:]
+        first = (both * laplacians).sum(0) - self.spatial_dim * bias
+        curvatures, densities = self._curvatures(units, heights), slopes[1:]
+        of_pairs = ((self.pairs.of_both(curvatures) * densities).sum(1) * densities).sum(0) * square
         seen = self.pairs.signed_of_each(densities.unsqueeze(1) * difference)
-        of_pairs = (self.pairs.of_both(curvatures) * densities).sum(1)
-        second = (of_pairs * densities).sum(0) * square
-        of_particles = ((curvatures.unsqueeze(2) * seen).sum(1) * seen).sum((0, 1, 2))
-        return velocity, -(2.0 * first.sum(0) + second.sum(0) + of_particles).view(x.shape[:-1])
+        of_particles = (curvatures.unsqueeze(2) * seen).sum(1) * seen
+        divergence = (2.0 * first + of_pairs).sum(-1) + of_particles.sum((0, 1, 3))
+        return velocity, -divergence.view(x.shape[:-1])
 
-    def _bias(self, t: float | Tensor) -> Tensor:
-        return self.at_time(t, self.bias.unsqueeze(-1))
+    def _radial(self, time: Tensor, distance: Tensor, order: int) -> tuple[Tensor, ...]:
+        r""":math:`\phi` and all :math:`\psi_a` with their derivatives, ``(1 + A, rows, P)`` each."""
+        weights = (time @ self.weights.flatten(1)).view(self.weights.shape[1:])
+        return self.kernels.derivatives(distance, weights, order)
 
-    def _force(self, t: float | Tensor, slopes: Tensor, both: Tensor) -> Tensor:
-        r"""The factor ``(P, rows)`` of :math:`r_{ij}`, of :math:`\psi'/d` ``(1 + A, P, rows)`` and the sums of
-        :math:`\nabla G` over both particles ``(A, P, rows)``."""
-        return self._bias(t) - slopes[0] - (both * slopes[1:]).sum(0)
-
-    def _units(self, t: float | Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The units of G ``(H, N, rows)`` and their heights ``(H, 1, 1)``, of all radial functions ``(1 + A, P, rows)``."""
+    def _units(self, time: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The units of G ``(H, rows, N)`` and their heights ``(H, 1, 1)``, of all radial functions ``(1 + A, rows, P)``."""
         density = self.pairs.of_each(values[1:])
-        shifts = self.at_time(t, self.shifts).unsqueeze(-1)
-        units = torch.addmm(shifts, self.rows, density.flatten(1)).tanh()
-        return units.view(-1, *density.shape[1:]), self.at_time(t, self.heights).view(-1, 1, 1)
+        units = torch.addmm((time @ self.shifts).unsqueeze(-1), self.rows, density.flatten(1)).tanh()
+        return units.view(-1, *density.shape[1:]), (time @ self.heights).view(-1, 1, 1)
 
-    def _slopes(self, units: Tensor, heights: Tensor) -> Tensor:
-        r""":math:`G_a`, ``(A, N, rows)``."""
+    def _gradients(self, units: Tensor, heights: Tensor) -> Tensor:
+        r"""What each radial function of a pair counts in :math:`\Phi`, ``(1 + A, rows, P)``: one for :math:`\phi`, and
+        :math:`G_a(\rho_i) + G_a(\rho_j)` for :math:`\psi_a`."""
         slopes = heights * (1.0 - units.square())
-        return (self.rows.mT @ slopes.flatten(1)).view(-1, *units.shape[1:])
+        both = self.pairs.of_both((self.rows.mT @ slopes.flatten(1)).view(-1, *units.shape[1:]))
+        return torch.cat([torch.ones_like(both[:1]), both])
 
     def _curvatures(self, units: Tensor, heights: Tensor) -> Tensor:
-        r""":math:`G_{ab}`, ``(A, A, N, rows)``."""
+        r""":math:`G_{ab}`, ``(A, A, rows, N)``."""
         bends = -2.0 * heights * units * (1.0 - units.square())
         outer = (self.rows.unsqueeze(1) * self.rows.unsqueeze(2)).flatten(1)
         return (outer.mT @ bends.flatten(1)).view(self.num_densities, self.num_densities, *units.shape[1:])

@@ -54,7 +54,6 @@ class KernelField(ParticleField):
         number = self.kernels.num_kernels
         self.weights = nn.Parameter(torch.randn(self.num_times, number) / number**0.5)
         self.importance = nn.Parameter(torch.zeros(number))
-        self.bias = nn.Parameter(torch.zeros(self.num_times))
 
     def forward(self, t: float | Tensor, x: Tensor) -> Tensor:
         difference, _, distance = self.geometry(x)
@@ -68,10 +67,11 @@ class KernelField(ParticleField):
         force, slope = self.kernels.derivatives(distance, weights, 1)
         total = force[0] + constant
         velocity = self.pairs.forces(total * difference, x)
-        divergence = 2.0 * torch.addcmul(self.spatial_dim * total, slope[0], square / distance).sum(0)
+        divergence = 2.0 * torch.addcmul(self.spatial_dim * total, slope[0], square / distance).sum(-1)
         return velocity, divergence.view(x.shape[:-1])
 
     def _contracted(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The weights ``(1, K)`` of the kernels at one time, and the constant beside them."""
-        weights = self.at_time(t, self.weights)
-        return weights.unsqueeze(0), self.at_time(t, self.bias.unsqueeze(-1)) + self.importance @ weights
+        time = self.time(t)
+        weights = time @ self.weights
+        return weights.unsqueeze(0), time @ self.bias + self.importance @ weights

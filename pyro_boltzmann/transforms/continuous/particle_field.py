@@ -29,25 +29,28 @@ class ParticleField(VelocityField):
         super().__init__()
         self.pairs = PairColumns(num_particles, spatial_dim)
         self.time_kernels: nn.Module = time_kernels or GaussianKernels.uniform(10, 0.0, 1.0, 0.3)
-        self.num_times = (time_kernels or self.time_kernels).num_kernels
+        self.num_times = int((time_kernels or self.time_kernels).num_kernels)
+        self.bias = nn.Parameter(torch.zeros(self.num_times))
 
     @property
     def spatial_dim(self) -> int:
         """:math:`D`."""
         return self.pairs.basis.spatial_dim
 
-    def at_time(self, t: float | Tensor, weights: Tensor) -> Tensor:
-        """Weights ``(K_t, *shape)`` contracted with the kernels at one time.
+    def time(self, t: float | Tensor) -> Tensor:
+        """The kernels at one time, ``(K_t,)``.
 
         :raises ShapeError: if the time is no scalar.
         """
-        time = torch.as_tensor(t, dtype=weights.dtype, device=weights.device)
+        like = self.bias
+        time = torch.as_tensor(t, dtype=like.dtype, device=like.device)
         if time.dim() > 0:
             raise ShapeError(f"expected one time for the whole batch, got a tensor of shape {tuple(time.shape)}")
-        return (self.time_kernels(time) @ weights.flatten(1)).view(weights.shape[1:])
+        kernels: Tensor = self.time_kernels(time)
+        return kernels
 
     def geometry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pair differences ``(D, P, rows)``, their squares ``(P, rows)``, and the smooth distances ``(P, rows)``.
+        """Pair differences ``(D, rows, P)``, their squares ``(rows, P)``, and the smooth distances ``(rows, P)``.
 
         :raises ShapeError: if the last dimension of ``x`` is not ``(N - 1) D``.
         """

@@ -11,6 +11,7 @@ import torch
 from scipy.interpolate import BSpline, PPoly
 from torch import Tensor, nn
 
+from pyro_boltzmann.transforms.continuous.function_transforms import is_transformed
 from pyro_boltzmann.transforms.continuous.radial_kernels import RadialKernels
 
 __all__ = ["SplineKernels"]
@@ -81,74 +82,56 @@ class SplineKernels(RadialKernels):
         table = weights @ _polynomials(self.num_kernels, self.degree, weights.dtype, weights.device)
         table = table.view(len(weights), self.degree + 1, self.num_intervals + 1)
         inverse = (-self.log_spacing).exp()
-        found = _derivatives(distance.reshape(-1) * inverse, table, order)
+        u = distance.reshape(-1) * inverse
+        if torch.is_grad_enabled() and not is_transformed():
+            found = _PiecewisePolynomials.apply(u, table, order)  # type: ignore[no-untyped-call]
+        else:
+            found = _evaluate(u, table, order)
         shaped = [one.view(len(weights), *distance.shape) for one in found]
         return (shaped[0], *(one * inverse**n for n, one in enumerate(shaped[1:], 1)))
 
 
 class _PiecewisePolynomials(torch.autograd.Function):
-    """Derivatives 0 to ``order`` of polynomials ``(M, p + 1, intervals + 1)`` in ``u - floor(u)``, the last of them zero.
+    """:func:`_evaluate` with a backward pass in closed form.
 
-    The gradient with respect to ``u`` is the next derivative, which ``with_next`` computes at once; the gradients with
-    respect to the coefficients are sums over the points of each interval. A graph of the gradient is made on demand.
+    The gradient with respect to ``u`` is the next derivative; the gradients with respect to the coefficients are sums
+    over the points of each interval. A graph of the gradient is made on demand.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, table: Tensor, order: int) -> tuple[Tensor, ...]:
+        found = _evaluate(u, table, order + 1)
+        ctx.save_for_backward(u, table, *found[1:])
+        return tuple(found[:-1])
 
     @staticmethod
-    def forward(u: Tensor, table: Tensor, order: int, with_next: bool) -> tuple[Tensor, ...]:
-        index, local = _place(u, table)
-        rows = table.flatten(0, 1).index_select(1, index).view(*table.shape[:2], -1)
-        return tuple(_horner(rows, local, order + with_next))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        u, table, ctx.order, with_next = inputs
-        if with_next:
-            ctx.mark_non_differentiable(output[-1])
-        ctx.set_materialize_grads(True)
-        ctx.save_for_backward(u, table, *output[1:])
-        ctx.save_for_forward(u, table, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         u, table, *higher = ctx.saved_tensors
-        gradients = gradients[: ctx.order + 1]
         if torch.is_grad_enabled():
-            higher = list(_derivatives(u, table, ctx.order + 1)[1:])
+            higher = _evaluate(u, table, len(gradients))[1:]
         towards_u = towards_table = None
         if ctx.needs_input_grad[0]:
-            towards_u = (gradients[0] * higher[0]).sum(0)
+            towards_u = gradients[0] * higher[0]
             for gradient, derivative in zip(gradients[1:], higher[1:], strict=True):
-                towards_u = towards_u + (gradient * derivative).sum(0)
+                towards_u = torch.addcmul(towards_u, gradient, derivative)
+            towards_u = towards_u.sum(0)
         if ctx.needs_input_grad[1]:
-            index, local = _place(u, table)
-            towards_table = _sums_of_intervals(gradients, index, local, table.shape)
-        return towards_u, towards_table, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, u_tangent: Tensor | None, table_tangent: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        u, table, *higher = ctx.saved_tensors
-        tangents = [torch.zeros_like(one) for one in higher[: ctx.order + 1]]
-        if u_tangent is not None:
-            tangents = [one + derivative * u_tangent for one, derivative in zip(tangents, higher, strict=True)]
-        if table_tangent is not None:
-            found = _derivatives(u, table_tangent, ctx.order)
-            tangents = [one + other for one, other in zip(tangents, found, strict=True)]
-        return (*tangents, None)
+            towards_table = _sums_of_intervals(gradients, u, table.shape)
+        return towards_u, towards_table, None
 
 
-def _derivatives(u: Tensor, table: Tensor, order: int) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = _PiecewisePolynomials.apply(  # type: ignore[no-untyped-call]
-        u, table, order, torch.is_grad_enabled()
-    )
-    return found[: order + 1]
+def _evaluate(u: Tensor, table: Tensor, order: int) -> list[Tensor]:
+    """Derivatives 0 to ``order``, each ``(M, points)``, of polynomials ``(M, p + 1, intervals + 1)`` in ``u - floor(u)``,
+    the last of which are zero."""
+    index, local = _place(u, table.shape[-1])
+    rows = table.flatten(0, 1).index_select(1, index).view(*table.shape[:2], -1)
+    return _horner(rows, local, order)
 
 
-def _place(u: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+def _place(u: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
     """The interval of each point, and how far it is inside; NaN counts as beyond the end, what it is multiplied with is
     NaN anyway."""
-    u = u.fmin(torch.full_like(u, table.shape[-1] - 1.0))
+    u = u.fmin(torch.full_like(u, intervals - 1.0))
     return u.long(), u.frac()
 
 
@@ -163,10 +146,11 @@ def _horner(coefficients: Tensor, x: Tensor, order: int) -> list[Tensor]:
     return found
 
 
-def _sums_of_intervals(gradients: tuple[Tensor, ...], index: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+def _sums_of_intervals(gradients: tuple[Tensor, ...], u: Tensor, shape: torch.Size) -> Tensor:
     r"""The gradient ``(M, p + 1, intervals + 1)`` of the coefficients: of power a, the sums of
     :math:`\sum_n g_n\, \partial^n_x x^a` over the points of each interval."""
     width, powers, intervals = shape
+    index, x = _place(u, intervals)
     monomials = [torch.ones_like(x)]
     for _ in range(powers - 1):
         monomials.append(monomials[-1] * x)
