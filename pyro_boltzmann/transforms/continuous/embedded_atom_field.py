@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_boltzmann.transforms.continuous.particle_field import ParticleField
-from pyro_boltzmann.transforms.continuous.radial_kernels import ConstantKernel, GaussianKernels
+from pyro_boltzmann.transforms.continuous.radial_kernels import ConstantKernel, GaussianKernels, smooth_distance
 from pyro_boltzmann.transforms.continuous.spline_kernels import SplineKernels
 
 __all__ = ["EmbeddedAtomField"]
@@ -80,7 +80,7 @@ class EmbeddedAtomField(ParticleField):
 
     def potential(self, t: float | Tensor, x: Tensor) -> Tensor:
         r""":math:`\Phi`, ``(*batch)``."""
-        _, square, distance = self.geometry(x)
+        square, distance = smooth_distance(self.pairs.differences(x))
         time = self.time(t)
         (values,) = self._radial(time, distance, 0)
         units, heights = self._units(time, values)
@@ -88,14 +88,16 @@ class EmbeddedAtomField(ParticleField):
         return (pairs.sum(-1) + (heights * units).sum((0, 2))).view(x.shape[:-1])
 
     def forward(self, t: float | Tensor, x: Tensor) -> Tensor:
-        difference, _, distance = self.geometry(x)
+        difference = self.pairs.differences(x)
+        _, distance = smooth_distance(difference)
         time = self.time(t)
         values, slopes = self._radial(time, distance, 1)
         both = self._gradients(*self._units(time, values))
         return self.pairs.forces((time @ self.bias - (both * (slopes / distance)).sum(0)) * difference, x)
 
     def velocity_and_divergence(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        difference, square, distance = self.geometry(x)
+        difference = self.pairs.differences(x)
+        square, distance = smooth_distance(difference)
         time = self.time(t)
         bias = time @ self.bias
         values, slopes, bends = self._radial(time, distance, 2)

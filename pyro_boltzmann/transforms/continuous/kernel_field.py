@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_boltzmann.transforms.continuous.particle_field import ParticleField
-from pyro_boltzmann.transforms.continuous.radial_kernels import ConstantKernel, GaussianKernels, RadialKernels
+from pyro_boltzmann.transforms.continuous.radial_kernels import (
+    ConstantKernel,
+    GaussianKernels,
+    RadialKernels,
+    smooth_distance,
+)
 from pyro_boltzmann.transforms.continuous.spline_kernels import SplineKernels
 
 __all__ = ["KernelField"]
@@ -56,19 +61,14 @@ class KernelField(ParticleField):
         self.importance = nn.Parameter(torch.zeros(number))
 
     def forward(self, t: float | Tensor, x: Tensor) -> Tensor:
-        difference, _, distance = self.geometry(x)
+        difference = self.pairs.differences(x)
         weights, constant = self._contracted(t)
-        (force,) = self.kernels.derivatives(distance, weights, 0)
+        (force,) = self.kernels.derivatives(smooth_distance(difference)[1], weights, 0)
         return self.pairs.forces((force[0] + constant) * difference, x)
 
     def velocity_and_divergence(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        difference, square, distance = self.geometry(x)
-        weights, constant = self._contracted(t)
-        force, slope = self.kernels.derivatives(distance, weights, 1)
-        total = force[0] + constant
-        velocity = self.pairs.forces(total * difference, x)
-        divergence = 2.0 * torch.addcmul(self.spatial_dim * total, slope[0], square / distance).sum(-1)
-        return velocity, divergence.view(x.shape[:-1])
+        forces, divergence = self.kernels.pair_forces(self.pairs.differences(x), *self._contracted(t))
+        return self.pairs.forces(forces, x), divergence.view(x.shape[:-1])
 
     def _contracted(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The weights ``(1, K)`` of the kernels at one time, and the constant beside them."""

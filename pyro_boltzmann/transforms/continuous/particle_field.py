@@ -12,8 +12,6 @@ from pyro_boltzmann.transforms.continuous.velocity_field import VelocityField
 
 __all__ = ["ParticleField"]
 
-_FLOOR = 1e-6
-
 
 class ParticleField(VelocityField):
     r"""A field of :math:`N` particles that depends on the distances :math:`d_{ij} = \sqrt{|x_i - x_j|^2 + 10^{-6}}` and on time.
@@ -48,12 +46,3 @@ class ParticleField(VelocityField):
             raise ShapeError(f"expected one time for the whole batch, got a tensor of shape {tuple(time.shape)}")
         kernels: Tensor = self.time_kernels(time)
         return kernels
-
-    def geometry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pair differences ``(D, rows, P)``, their squares ``(rows, P)``, and the smooth distances ``(rows, P)``.
-
-        :raises ShapeError: if the last dimension of ``x`` is not ``(N - 1) D``.
-        """
-        difference = self.pairs.differences(x)
-        square = difference.square().sum(0)
-        return difference, square, (square + _FLOOR).sqrt()

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConstantKernel", "GaussianKernels", "RadialKernels"]
+__all__ = ["ConstantKernel", "GaussianKernels", "RadialKernels", "smooth_distance"]
 
 _FLOOR = 1e-6
 _REACH = 7.5
@@ -24,6 +24,31 @@ class RadialKernels(nn.Module):
         r""":math:`F^{(n)}_m(d) = \sum_k W_{mk}\, \kappa_k^{(n)}(d)` for :math:`n = 0, \dots` ``order``, each
         ``(M, *shape)``, of distances ``(*shape)`` and weights ``(M, K)``."""
         raise NotImplementedError
+
+    def pair_forces(self, difference: Tensor, weights: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Pair vectors :math:`f(d) r` with :math:`f = \text{constant} + \sum_k W_k \kappa_k`, and the divergence
+        :math:`2 \sum (D f + f' |r|^2 / d)` of what they do to the particles, with :math:`d` of :func:`smooth_distance`.
+
+        :param difference: :math:`r`, ``(D, rows, P)``.
+        :param weights: :math:`W`, ``(1, K)``.
+        :param constant: a scalar.
+        :return: tensors ``(D, rows, P)`` and ``(rows,)``.
+        """
+        square, distance = smooth_distance(difference)
+        force, slope = self.derivatives(distance, weights, 1)
+        total = force[0] + constant
+        local = torch.addcmul(len(difference) * total, slope[0], square / distance)
+        return total * difference, 2.0 * local.sum(-1)
+
+
+def smooth_distance(difference: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The squares :math:`|r|^2` and :math:`d = \sqrt{|r|^2 + 10^{-6}}`, ``(*shape)``, of vectors ``(D, *shape)``.
+
+    >>> smooth_distance(torch.zeros(3, 1))
+    (tensor([0.]), tensor([0.0010]))
+    """
+    square = difference.square().sum(0)
+    return square, (square + _FLOOR).sqrt()
 
 
 class GaussianKernels(RadialKernels):
@@ -66,7 +91,7 @@ class GaussianKernels(RadialKernels):
         widths: Tensor | float,
         *,
         trainable_centres: bool = False,
-        trainable_widths: bool = True,
+        trainable_widths: bool = False,
     ) -> None:
         super().__init__()
         gamma = torch.as_tensor(widths, dtype=centres.dtype).expand(centres.shape)
