@@ -1,4 +1,4 @@
-"""What one evaluation of a field of particles costs with its divergence, beside the published formula computed plainly."""
+"""What one evaluation of a field of particles costs with its divergence, beside the published formula."""
 
 from __future__ import annotations
 
@@ -47,10 +47,14 @@ def field_costs() -> list[str]:
 
 def _growth() -> list[str]:
     """The cost at four times as many particles."""
-    lines = [f" {SMALL} and {LARGE} particles in three dimensions, batch 10, forward; {(LARGE / SMALL) ** 2:.0f} by N^2"]
+    lines = [
+        f" {SMALL} and {LARGE} particles in three dimensions, batch 10, forward; {(LARGE / SMALL) ** 2:.0f} by N^2"
+    ]
     for key, make in (("splines", KernelField), ("embedded atoms", EmbeddedAtomField)):
         calls = {
-            f"ours, {key}, N = {number}": partial(_forward, _evaluation(make(number, 3)), torch.randn(10, 3 * number - 3))
+            f"ours, {key}, N = {number}": partial(
+                _forward, _evaluation(make(number, 3)), torch.randn(10, 3 * number - 3)
+            )
             for number in (SMALL, LARGE)
         }
         times = measure(calls, repeats=FIELD_REPEATS)
@@ -75,7 +79,7 @@ def _forward(evaluate: Evaluation, x: Tensor) -> None:
 def _with_backward(evaluate: Evaluation, x: Tensor) -> None:
     with torch.enable_grad():
         velocity, divergence = evaluate(x.detach().requires_grad_())
-        (velocity.square().sum() + divergence.sum()).backward()  # type: ignore[no-untyped-call]
+        (velocity.square().sum() + divergence.sum()).backward()
 
 
 def _published_kernels() -> GaussianKernels:
@@ -83,8 +87,8 @@ def _published_kernels() -> GaussianKernels:
 
 
 def published_kernel_field(field: KernelField, positions: Tensor, t: float = TIME) -> tuple[Tensor, Tensor]:
-    r"""The formula of Koehler, Klein and Noe (arXiv 2006.02425) as its published code evaluates it: all ordered pairs, all
-    kernels and their derivatives of each, then the weights of distance and time.
+    r"""The formula of Koehler, Klein and Noe (arXiv 2006.02425) as its published code evaluates it: all ordered pairs,
+    all kernels and their derivatives of each, then the weights of distance and time.
 
     With the field's own parameters, so that values can be compared where the published derivative of the kernels, which
     divides by :math:`10^{-6} + s^2`, is right.

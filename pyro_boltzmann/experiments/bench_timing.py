@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -13,7 +13,7 @@ __all__ = ["REPEATS", "measure", "ratio"]
 REPEATS = 15
 
 
-def measure(rows: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list[float]]:
+def measure(rows: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list[float]]:
     """CPU seconds of each call, ``repeats`` times, without a graph; interleaved, so that a change of the machine's pace
     hits all rows alike."""
     times: dict[str, list[float]] = {name: [] for name in rows}

@@ -38,9 +38,9 @@ class EmbeddedAtomField(ParticleField):
     :param spatial_dim: :math:`D \ge 1`.
     :param num_densities: :math:`A \ge 1`. The cost grows as its square.
     :param width: the number of units of :math:`G`.
-    :param kernels: 64 :class:`SplineKernels` of radius 8 unless given. They have to be even, so that forces are smooth where
-        particles meet.
-    :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field independent of time.
+    :param kernels: 64 :class:`SplineKernels` of radius 8 unless given. They have to be even, so that forces are smooth
+        where particles meet.
+    :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field without time.
     :raises ShapeError: by all methods, unless ``x`` is ``(*batch, (N - 1) D)`` and ``t`` one time.
 
     >>> field = EmbeddedAtomField(13, 3)
@@ -48,8 +48,8 @@ class EmbeddedAtomField(ParticleField):
     >>> velocity.shape, divergence.shape
     (torch.Size([10, 36]), torch.Size([10]))
 
-    Source: the energy is that of M. S. Daw and M. I. Baskes, Phys. Rev. B 29, 6443 (1984), with several densities; its use
-    as the potential of a flow is this package's own.
+    Source: the energy is that of M. S. Daw and M. I. Baskes, Phys. Rev. B 29, 6443 (1984), with several densities; its
+    use as the potential of a flow is this package's own.
     """
 
     def __init__(
@@ -72,7 +72,9 @@ class EmbeddedAtomField(ParticleField):
         self.num_densities = num_densities
         times, number = self.num_times, self.kernels.num_kernels
         self.weights = nn.Parameter(
-            torch.cat([torch.zeros(1, number), _neighbourhoods(self.kernels.centres, num_densities)]).repeat(times, 1, 1)
+            torch.cat([torch.zeros(1, number), _neighbourhoods(self.kernels.centres, num_densities)]).repeat(
+                times, 1, 1
+            )
         )
         self.rows = nn.Parameter(torch.randn(width, num_densities) * ((num_particles - 1) * num_densities) ** -0.5)
         self.shifts = nn.Parameter(torch.randn(width).repeat(times, 1))
@@ -121,16 +123,17 @@ class EmbeddedAtomField(ParticleField):
         return self.kernels.derivatives(distance, weights, order)
 
     def _units(self, time: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The units of G ``(H, rows, N)`` and their heights ``(H, 1, 1)``, of all radial functions ``(1 + A, rows, P)``."""
+        """The units of G ``(H, rows, N)`` and their heights ``(H, 1, 1)``, from the radial functions
+        ``(1 + A, rows, P)``."""
         density = self.pairs.of_each(values[1:])
         units = torch.addmm((time @ self.shifts).unsqueeze(-1), self.rows, density.flatten(1)).tanh()
-        return units.view(-1, *density.shape[1:]), (time @ self.heights).view(-1, 1, 1)
+        return units.view(len(self.rows), *density.shape[1:]), (time @ self.heights).view(-1, 1, 1)
 
     def _gradients(self, units: Tensor, heights: Tensor) -> Tensor:
         r"""What each radial function of a pair counts in :math:`\Phi`, ``(1 + A, rows, P)``: one for :math:`\phi`, and
         :math:`G_a(\rho_i) + G_a(\rho_j)` for :math:`\psi_a`."""
         slopes = heights * (1.0 - units.square())
-        both = self.pairs.of_both((self.rows.mT @ slopes.flatten(1)).view(-1, *units.shape[1:]))
+        both = self.pairs.of_both((self.rows.mT @ slopes.flatten(1)).view(self.num_densities, *units.shape[1:]))
         return torch.cat([torch.ones_like(both[:1]), both])
 
     def _curvatures(self, units: Tensor, heights: Tensor) -> Tensor:

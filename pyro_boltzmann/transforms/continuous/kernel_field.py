@@ -26,15 +26,15 @@ class KernelField(ParticleField):
         f(d, t) &= \sum_m \rho_m(t) \Bigl[ \sum_k W_{mk} \bigl(\kappa_k(d) + a_k\bigr) + b_m \Bigr], \\
         \nabla \cdot v &= 2 \sum_{i < j} \bigl[ D f(d_{ij}, t) + f'(d_{ij}, t)\, |r_{ij}|^2 / d_{ij} \bigr],
 
-    the gradient of a pair potential, hence equivariant under rotations, reflections and permutations. Each pair is counted
-    once, time is contracted before any pair is touched, and the divergence is exact at all distances. Beyond the
-    kernels :math:`f` is the constant :math:`\sum_m \rho_m (\sum_k W_{mk} a_k + b_m)`: a harmonic force.
+    the gradient of a pair potential, hence equivariant under rotations, reflections and permutations. Each pair is
+    counted once, time is contracted before any pair is touched, and the divergence is exact at all distances. Beyond
+    the kernels :math:`f` is the constant :math:`\sum_m \rho_m (\sum_k W_{mk} a_k + b_m)`: a harmonic force.
 
     :param num_particles: :math:`N \ge 2`.
     :param spatial_dim: :math:`D \ge 1`.
     :param kernels: 64 :class:`SplineKernels` of radius 8 unless given. The published ones for DW-4 are
         ``GaussianKernels.uniform(50, 0.0, 8.0, 0.5)``, those for LJ-13 ``GaussianKernels.lennard_jones()``.
-    :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field independent of time.
+    :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field without time.
     :raises ShapeError: by both methods, unless ``x`` is ``(*batch, (N - 1) D)`` and ``t`` one time.
 
     >>> field = KernelField(4, 2)

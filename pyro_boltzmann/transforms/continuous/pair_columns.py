@@ -1,4 +1,4 @@
-"""Pairs of particles with the pairs innermost: differences, and sums over the pairs of each particle, in N^2 operations."""
+"""Pairs of particles with the pairs innermost: differences, and sums over the pairs of each particle, in N^2 steps."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pyro_boltzmann.transforms.mean_free import MeanFreeBasis
 __all__ = ["PairColumns"]
 
 _FEW = 48
-"""Up to so many particles one product with a constant matrix is quicker, though it takes N^3 operations."""
+"""Up to so many particles one product with a constant matrix is quicker, though its operations grow as N^3."""
 
 
 class PairColumns:
     r"""The :math:`P = N (N - 1) / 2` pairs of :math:`N` particles, each once, in :math:`O(N^2)` without any index.
 
     Pairs are listed by the cyclic distance of their particles' numbers: first all :math:`(i, i + 1)`, then all
-    :math:`(i, i + 2)`, modulo :math:`N`, the last of an even :math:`N` by half. So each gather is a difference of shifted
-    views of memory, and each sum over the pairs of a particle is one of shifted views too.
+    :math:`(i, i + 2)`, modulo :math:`N`, the last of an even :math:`N` by half. So each gather is a difference of
+    shifted views of memory, and each sum over the pairs of a particle is one of shifted views too.
 
-    Tensors are ``(*width, rows, N)`` for particles and ``(*width, rows, P)`` for pairs, the batch flattened into rows:
-    element-wise work runs along memory. :class:`~pyro_boltzmann.transforms.ParticlePairs` keeps the width innermost
-    instead, as linear layers want it.
+    Tensors are ``(*width, rows, N)`` for particles and ``(*width, rows, P)`` for pairs, the batch flattened into rows.
+    :class:`~pyro_boltzmann.transforms.ParticlePairs` keeps the width innermost instead, as linear layers want it. Up to
+    48 particles one product with a constant matrix is quicker than shifted views and takes their place.
 
     :param num_particles: :math:`N \ge 2`.
     :param spatial_dim: :math:`D \ge 1`.
@@ -63,7 +63,7 @@ class PairColumns:
         return _of_pairs(columns @ self._matrix("basis", z), -1)
 
     def forces(self, pair_vectors: Tensor, like: Tensor) -> Tensor:
-        """What pair vectors ``(D, rows, P)`` do to the particles, plus at i and minus at j, with the shape of ``like``."""
+        """What pair vectors ``(D, rows, P)`` do to the particles, plus at i and minus at j, shaped as ``like``."""
         number = self.basis.num_particles
         if number <= _FEW:
             columns = pair_vectors @ self._matrix("differences", pair_vectors).mT

@@ -14,11 +14,12 @@ __all__ = ["ParticleField"]
 
 
 class ParticleField(VelocityField):
-    r"""A field of :math:`N` particles that depends on the distances :math:`d_{ij} = \sqrt{|x_i - x_j|^2 + 10^{-6}}` and on time.
+    r"""A field of :math:`N` particles that depends on the distances :math:`d_{ij} = \sqrt{|x_i - x_j|^2 + 10^{-6}}`
+    and on time.
 
     :param num_particles: :math:`N \ge 2`.
     :param spatial_dim: :math:`D \ge 1`.
-    :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field independent of time.
+    :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field without time.
     """
 
     def __init__(

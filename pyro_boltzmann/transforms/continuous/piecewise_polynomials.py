@@ -14,18 +14,19 @@ from torch import Tensor
 
 from pyro_boltzmann.transforms.continuous.function_transforms import is_transformed
 
-__all__ = ["coefficient_gradients", "even_spline_table", "evaluate", "piecewise_polynomials"]
+__all__ = ["coefficient_gradients", "evaluate", "even_spline_table", "piecewise_polynomials"]
 
 
 def piecewise_polynomials(u: Tensor, table: Tensor, order: int) -> tuple[Tensor, ...]:
-    r"""Derivatives 0 to ``order`` of :math:`M` functions that are one polynomial in :math:`u - m` for :math:`m \le u < m + 1`.
+    r"""Derivatives 0 to ``order`` of :math:`M` functions that are one polynomial in :math:`u - m` for
+    :math:`m \le u < m + 1`.
 
-    Their gradient with respect to ``u`` is the next derivative, and the gradient of the coefficients a sum over the points of
-    each interval. Both are made at once; a graph of the gradient is made on demand.
+    Their gradient with respect to ``u`` is the next derivative, and the gradient of the coefficients a sum over the
+    points of each interval. Both are in closed form; a graph of the gradient is made on demand.
 
     :param u: points :math:`\ge 0`, ``(L,)``.
-    :param table: coefficients ``(M, p + 1, intervals + 1)``, lowest power first; those of the last interval hold for all
-        points from there on, and have to be zero.
+    :param table: coefficients ``(M, p + 1, intervals + 1)``, lowest power first; those of the last interval hold for
+        all points from there on, and have to be zero.
     :param order: at most :math:`p`.
     :return: tensors ``(M, L)``.
 
@@ -42,7 +43,7 @@ def piecewise_polynomials(u: Tensor, table: Tensor, order: int) -> tuple[Tensor,
 def evaluate(u: Tensor, table: Tensor, order: int) -> list[Tensor]:
     """As :func:`piecewise_polynomials`, in operations that can be differentiated any number of times."""
     index, x = _place(u, table.shape[-1])
-    rows = list(table.flatten(0, 1).index_select(1, index).view(*table.shape[:2], -1).unbind(1))
+    rows = list(table.flatten(0, 1).index_select(1, index).view(*table.shape[:2], len(u)).unbind(1))
     found: list[Tensor] = []
     for n in range(order + 1):  # Horner's scheme: its partial sums are the coefficients of the next derivative
         for power in range(len(rows) - 2, n - 1, -1):

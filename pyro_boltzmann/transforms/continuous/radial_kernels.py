@@ -112,14 +112,15 @@ class GaussianKernels(RadialKernels):
 
     @classmethod
     def uniform(cls, num_kernels: int, low: float, high: float, width: float, **trainable: bool) -> Self:
-        r"""Centres evenly spaced on ``[low, high]``, all of one width: :math:`[0, 8]` and 0.5 for the distances of DW-4,
-        :math:`[0, 1]` and 0.3 for time."""
+        r"""Centres evenly spaced on ``[low, high]``, all of one width: :math:`[0, 8]` and 0.5 for the distances of
+        DW-4, :math:`[0, 1]` and 0.3 for time."""
         return cls(torch.linspace(low, high, num_kernels), width, **trainable)
 
     @classmethod
     def lennard_jones(cls, num_kernels: int = 50, **trainable: bool) -> Self:
         r"""Centres close to each other where Lennard-Jones particles touch: with :math:`s` uniform on :math:`[0, 1]`,
-        :math:`\mu = 32 ((s - \tfrac{1.5}{16}) / 2)^2` and :math:`\gamma = 0.3 + 48 ((\tfrac{\mu}{16} - \tfrac{1.5}{16}) / 2)^2`.
+        :math:`\mu = 32 ((s - \tfrac{1.5}{16}) / 2)^2` and
+        :math:`\gamma = 0.3 + 48 ((\tfrac{\mu}{16} - \tfrac{1.5}{16}) / 2)^2`.
 
         Source: the baseline of V. G. Satorras et al., E(n) equivariant normalizing flows, arXiv 2105.09016 (2021).
         """
@@ -165,7 +166,7 @@ class GaussianKernels(RadialKernels):
             found.append((rows[1][1:] - rows[1][:1] * found[0]) * scale)
         if order >= 2:
             found.append((rows[2][1:] - 2.0 * rows[1][:1] * found[1] - rows[2][:1] * found[0]) * scale)
-        return tuple(one.reshape(-1, *distance.shape) for one in found)
+        return tuple(one.reshape(len(weights), *distance.shape) for one in found)
 
 
 class ConstantKernel(nn.Module):

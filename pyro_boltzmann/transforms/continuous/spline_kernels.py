@@ -10,8 +10,8 @@ from torch import Tensor
 from pyro_boltzmann.transforms.continuous.function_transforms import is_transformed
 from pyro_boltzmann.transforms.continuous.piecewise_polynomials import (
     coefficient_gradients,
-    even_spline_table,
     evaluate,
+    even_spline_table,
     piecewise_polynomials,
 )
 from pyro_boltzmann.transforms.continuous.radial_kernels import RadialKernels, smooth_distance
@@ -29,9 +29,9 @@ class SplineKernels(RadialKernels):
         h = R \big/ \bigl(K + \tfrac{p - 1}{2}\bigr).
 
     Sums of them are :math:`p - 1` times continuously differentiable everywhere, at :math:`d = 0` as functions of the
-    vector too, since they are even there: :math:`F'(d) / d` is finite. They and all derivatives vanish from :math:`R` on,
-    and the kernels add up to one on :math:`[0, R - p h]`. In each interval a sum is one polynomial: one look-up and Horner's
-    scheme give it and its derivatives, at a cost that does not depend on :math:`K`. No number ever underflows.
+    vector too, since they are even there: :math:`F'(d) / d` is finite. They and all derivatives vanish from :math:`R`
+    on, and the kernels add up to one on :math:`[0, R - p h]`. In each interval a sum is one polynomial: one look-up and
+    Horner's scheme give it and its derivatives, at a cost that does not depend on :math:`K`. No number underflows.
 
     :param num_kernels: :math:`K \ge 1`.
     :param radius: :math:`R > 0`.
@@ -116,7 +116,8 @@ class _PairForces(torch.autograd.Function):
     .. math::
 
         \bar f = p + D q, \quad \bar{f'} = q |r|^2 / d, \quad
-        \bar r = f \bar w + \bigl[\tfrac{f'}{d} (p + q (D + 2 - \tfrac{|r|^2}{d^2})) + q f'' \tfrac{|r|^2}{d^2}\bigr] r .
+        \bar r = f \bar w
+        + \bigl[\tfrac{f'}{d} (p + q (D + 2 - \tfrac{|r|^2}{d^2})) + q f'' \tfrac{|r|^2}{d^2}\bigr] r .
     """
 
     @staticmethod

@@ -135,11 +135,15 @@ def test_embedded_atom_field_is_not_a_sum_over_pairs():
         positions = torch.tensor([[[0.0], [second], [third]]], dtype=torch.float64)
         return basis.to_particles(field(0.3, basis.to_coordinates(positions)))[0, 0, 0]
 
-    mixed = force_on_first(1.0, -1.5) - force_on_first(2.0, -1.5) - force_on_first(1.0, -3.0) + force_on_first(2.0, -3.0)
+    mixed = (
+        force_on_first(1.0, -1.5) - force_on_first(2.0, -1.5) - force_on_first(1.0, -3.0) + force_on_first(2.0, -3.0)
+    )
     assert mixed.abs() > 1e-2
     pairwise = make("splines", 3, 1)
     field = pairwise
-    mixed = force_on_first(1.0, -1.5) - force_on_first(2.0, -1.5) - force_on_first(1.0, -3.0) + force_on_first(2.0, -3.0)
+    mixed = (
+        force_on_first(1.0, -1.5) - force_on_first(2.0, -1.5) - force_on_first(1.0, -3.0) + force_on_first(2.0, -3.0)
+    )
     assert mixed.abs() < 1e-12
 
 
@@ -226,7 +230,7 @@ def test_not_a_number_stays_one(name):
 def test_batches(name, batch):
     field = make(name, 4, 2)
     x = torch.randn(*batch, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    velocity, divergence = field.velocity_and_divergence(torch.tensor(0.3), x)
+    velocity, divergence = field.velocity_and_divergence(torch.tensor(0.3, dtype=torch.float64), x)
     flat = field.velocity_and_divergence(0.3, x.reshape(-1, 6) if x.numel() else torch.zeros(0, 6).double())
     torch.testing.assert_close(velocity, flat[0].view(*batch, 6))
     torch.testing.assert_close(divergence, flat[1].view(batch))
@@ -250,6 +254,8 @@ def test_errors_of_constructors():
         FieldSum([])
 
 
+# torch.func.jacfwd loads rules for batched tensors, some of which torch compiles with its own deprecated compiler.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["splines", "gaussians", "embedded atoms"])
 def test_function_transforms(name):
     field, x = make(name, 4, 2), points(6)[1:]

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -23,7 +24,7 @@ def test_derivatives_are_those_of_the_sum(name):
     d = DISTANCES.clone().requires_grad_()
     found = kernels.derivatives(d, weights, 2)
     torch.testing.assert_close(found[0], (kernels(d) @ weights.mT).mT, rtol=1e-12, atol=1e-12)
-    for lower, higher in zip(found, found[1:], strict=False):
+    for lower, higher in itertools.pairwise(found):
         slopes = [torch.autograd.grad(row.sum(), d, retain_graph=True)[0] for row in lower]
         torch.testing.assert_close(torch.stack(slopes), higher, rtol=1e-10, atol=1e-10)
 
@@ -32,7 +33,7 @@ def test_derivatives_are_those_of_the_sum(name):
 def test_kernels_vanish_far_away_and_never_underflow(name):
     kernels = KERNELS[name]()
     far = kernels.derivatives(torch.tensor([1e2, 1e6]), torch.ones(1, kernels.num_kernels), 2)
-    assert all(one.abs().max() < 1e-15 for one in far)
+    assert all(one.abs().max() < 1e-12 for one in far)
     values = kernels(torch.linspace(0.0, 100.0, 10_001))
     assert not ((values != 0.0) & (values.abs() < torch.finfo(torch.float32).tiny)).any()
 
