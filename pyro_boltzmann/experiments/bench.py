@@ -1,4 +1,5 @@
-"""``make bench``: what stochastic steps cost, beside the energies and random numbers they cannot do without.
+"""``make bench``: what stochastic steps cost, beside the energies and random numbers they cannot do without; and what
+fields of particles cost, beside the published formula.
 
 Prints CPU seconds on one thread, side by side in one run: the minimum and the median over repeats, and their ratios.
 Run it on an idle machine.

@@ -38,7 +38,7 @@ class EmbeddedAtomField(ParticleField):
     :param spatial_dim: :math:`D \ge 1`.
     :param num_densities: :math:`A \ge 1`. The cost grows as its square.
     :param width: the number of units of :math:`G`.
-    :param kernels: 64 :class:`SplineKernels` of radius 8 unless given. They have to be even, so that forces are smooth
+    :param kernels: 64 :class:`SplineKernels` of radius 10 unless given. They have to be even, so that forces are smooth
         where particles meet.
     :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field without time.
     :raises ShapeError: by all methods, unless ``x`` is ``(*batch, (N - 1) D)`` and ``t`` one time.

@@ -28,11 +28,12 @@ class KernelField(ParticleField):
 
     the gradient of a pair potential, hence equivariant under rotations, reflections and permutations. Each pair is
     counted once, time is contracted before any pair is touched, and the divergence is exact at all distances. Beyond
-    the kernels :math:`f` is the constant :math:`\sum_m \rho_m (\sum_k W_{mk} a_k + b_m)`: a harmonic force.
+    the kernels :math:`f` is the constant :math:`\sum_m \rho_m (\sum_k W_{mk} a_k + b_m)`: a harmonic force. Weights
+    start near zero, so that a flow starts near the identity.
 
     :param num_particles: :math:`N \ge 2`.
     :param spatial_dim: :math:`D \ge 1`.
-    :param kernels: 64 :class:`SplineKernels` of radius 8 unless given. The published ones for DW-4 are
+    :param kernels: 64 :class:`SplineKernels` of radius 10 unless given. The published ones for DW-4 are
         ``GaussianKernels.uniform(50, 0.0, 8.0, 0.5)``, those for LJ-13 ``GaussianKernels.lennard_jones()``.
     :param time_kernels: ten Gaussians on [0, 1] unless given; a :class:`ConstantKernel` for a field without time.
     :raises ShapeError: by both methods, unless ``x`` is ``(*batch, (N - 1) D)`` and ``t`` one time.
@@ -57,7 +58,7 @@ class KernelField(ParticleField):
         super().__init__(num_particles, spatial_dim, time_kernels)
         self.kernels = kernels or SplineKernels()
         number = self.kernels.num_kernels
-        self.weights = nn.Parameter(torch.randn(self.num_times, number) / number**0.5)
+        self.weights = nn.Parameter(0.1 * torch.randn(self.num_times, number) / number**0.5)
         self.importance = nn.Parameter(torch.zeros(number))
 
     def forward(self, t: float | Tensor, x: Tensor) -> Tensor:

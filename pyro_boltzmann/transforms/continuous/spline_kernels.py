@@ -48,7 +48,7 @@ class SplineKernels(RadialKernels):
 
     spacing: Tensor
 
-    def __init__(self, num_kernels: int = 64, radius: float = 8.0, *, degree: int = 5) -> None:
+    def __init__(self, num_kernels: int = 64, radius: float = 10.0, *, degree: int = 5) -> None:
         super().__init__()
         if num_kernels < 1 or not radius > 0.0 or degree not in (3, 5):
             raise ValueError(
