@@ -94,7 +94,8 @@ class EmbeddedAtomField(ParticleField):
         _, distance = smooth_distance(difference)
         time = self.time(t)
         values, slopes = self._radial(time, distance, 1)
-        both = self._gradients(*self._units(time, values))
+        units, heights = self._units(time, values)
+        both = self._gradients(heights * (1.0 - units * units))
         return self.pairs.forces((time @ self.bias - (both * (slopes / distance)).sum(0)) * difference, x)
 
     def velocity_and_divergence(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,16 +106,17 @@ class EmbeddedAtomField(ParticleField):
         values, slopes, bends = self._radial(time, distance, 2)
         slopes = slopes / distance
         units, heights = self._units(time, values)
-        both = self._gradients(units, heights)
+        first = heights * (1.0 - units * units)
+        both = self._gradients(first)
         velocity = self.pairs.forces((bias - (both * slopes).sum(0)) * difference, x)
 
-        laplacians = torch.addcmul(self.spatial_dim * slopes, bends - slopes, square / distance.square())
-        first = (both * laplacians).sum(0) - self.spatial_dim * bias
-        curvatures, densities = self._curvatures(units, heights), slopes[1:]
+        laplacians = torch.addcmul(self.spatial_dim * slopes, bends - slopes, square / (distance * distance))
+        of_densities = (both * laplacians).sum(0) - self.spatial_dim * bias
+        curvatures, densities = self._curvatures(-2.0 * units * first), slopes[1:]
         of_pairs = ((self.pairs.of_both(curvatures) * densities).sum(1) * densities).sum(0) * square
         seen = self.pairs.signed_of_each(densities.unsqueeze(1) * difference)
         of_particles = (curvatures.unsqueeze(2) * seen).sum(1) * seen
-        divergence = (2.0 * first + of_pairs).sum(-1) + of_particles.sum((0, 1, 3))
+        divergence = (2.0 * of_densities + of_pairs).sum(-1) + of_particles.sum((0, 1, 3))
         return velocity, -divergence.view(x.shape[:-1])
 
     def _radial(self, time: Tensor, distance: Tensor, order: int) -> tuple[Tensor, ...]:
@@ -129,18 +131,16 @@ class EmbeddedAtomField(ParticleField):
         units = torch.addmm((time @ self.shifts).unsqueeze(-1), self.rows, density.flatten(1)).tanh()
         return units.view(len(self.rows), *density.shape[1:]), (time @ self.heights).view(-1, 1, 1)
 
-    def _gradients(self, units: Tensor, heights: Tensor) -> Tensor:
-        r"""What each radial function of a pair counts in :math:`\Phi`, ``(1 + A, rows, P)``: one for :math:`\phi`, and
-        :math:`G_a(\rho_i) + G_a(\rho_j)` for :math:`\psi_a`."""
-        slopes = heights * (1.0 - units.square())
-        both = self.pairs.of_both((self.rows.mT @ slopes.flatten(1)).view(self.num_densities, *units.shape[1:]))
+    def _gradients(self, first: Tensor) -> Tensor:
+        r"""What each radial function of a pair counts in :math:`\Phi`, ``(1 + A, rows, P)``, from the first derivatives
+        ``(H, rows, N)`` of the units: one for :math:`\phi`, :math:`G_a(\rho_i) + G_a(\rho_j)` for :math:`\psi_a`."""
+        both = self.pairs.of_both((self.rows.mT @ first.flatten(1)).view(self.num_densities, *first.shape[1:]))
         return torch.cat([torch.ones_like(both[:1]), both])
 
-    def _curvatures(self, units: Tensor, heights: Tensor) -> Tensor:
-        r""":math:`G_{ab}`, ``(A, A, rows, N)``."""
-        bends = -2.0 * heights * units * (1.0 - units.square())
+    def _curvatures(self, second: Tensor) -> Tensor:
+        r""":math:`G_{ab}`, ``(A, A, rows, N)``, from the second derivatives ``(H, rows, N)`` of the units."""
         outer = (self.rows.unsqueeze(1) * self.rows.unsqueeze(2)).flatten(1)
-        return (outer.mT @ bends.flatten(1)).view(self.num_densities, self.num_densities, *units.shape[1:])
+        return (outer.mT @ second.flatten(1)).view(self.num_densities, self.num_densities, *second.shape[1:])
 
 
 def _neighbourhoods(centres: Tensor, number: int) -> Tensor:

@@ -95,7 +95,7 @@ class PairColumns:
         key = name, like.dtype, like.device
         found = self._matrices.get(key)
         if found is None:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # it is kept for those who differentiate too
                 eye = torch.eye(self.basis.num_particles, dtype=torch.float64)
                 helmert = self.basis.matrix(eye)
                 made = {
@@ -104,7 +104,7 @@ class PairColumns:
                     "signed sums": lambda: _shifted_sums(eye, -1),
                     "differences": lambda: helmert @ _shifted_sums(eye, -1),
                 }[name]()
-            found = self._matrices[key] = made.to(like.device, like.dtype)
+                found = self._matrices[key] = made.to(like.device, like.dtype)
         return found
 
 

@@ -85,7 +85,8 @@ def even_spline_table(num_kernels: int, degree: int, dtype: torch.dtype, device:
                 if 0 <= interval < intervals:
                     table[kernel, :, interval] += pieces[:, piece]
     table[:, 1:degree:2, 0] = 0.0  # an even function has no odd powers but the last; rounding would leave some
-    return torch.as_tensor(table.reshape(num_kernels, -1)).to(device, dtype)
+    with torch.inference_mode(False):  # it is kept for those who differentiate too
+        return torch.as_tensor(table.reshape(num_kernels, -1)).to(device, dtype)
 
 
 class _PiecewisePolynomials(torch.autograd.Function):
@@ -121,4 +122,5 @@ def _place(u: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
 @functools.lru_cache(maxsize=32)
 def _factors(first: int, end: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The column of the numbers from ``first`` to below ``end``."""
-    return torch.arange(first, end, dtype=dtype, device=device).unsqueeze(-1)
+    with torch.inference_mode(False):
+        return torch.arange(first, end, dtype=dtype, device=device).unsqueeze(-1)

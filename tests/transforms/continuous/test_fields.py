@@ -14,6 +14,7 @@ from pyro_boltzmann.transforms.continuous import (
     KernelField,
     SplineKernels,
 )
+from pyro_boltzmann.transforms.continuous.piecewise_polynomials import even_spline_table
 
 MAKERS = {
     "splines": KernelField,
@@ -263,6 +264,16 @@ def test_function_transforms(name):
     for jacobian in (torch.func.jacrev, torch.func.jacfwd):
         found = torch.func.vmap(jacobian(lambda z: field(0.3, z)))(x)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_training_after_inference_mode(name):
+    field, x = MAKERS[name](6, 1), torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    even_spline_table.cache_clear()
+    with torch.inference_mode():
+        field.velocity_and_divergence(0.3, x)
+    velocity, divergence = field.velocity_and_divergence(0.3, x)
+    (velocity.sum() + divergence.sum()).backward()
 
 
 class _Operations(TorchDispatchMode):
