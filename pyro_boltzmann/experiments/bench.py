@@ -1,4 +1,5 @@
-"""``make bench``: what stochastic steps cost, beside the energies and random numbers they cannot do without.
+"""``make bench``: what stochastic steps cost, beside the energies and random numbers they cannot do without; and what
+fields of particles cost, beside the published formula.
 
 Prints CPU seconds on one thread, side by side in one run: the minimum and the median over repeats, and their ratios.
 Run it on an idle machine.
@@ -25,6 +26,8 @@ from pyro_boltzmann.diffusion import noised_score
 from pyro_boltzmann.energies import energy_and_gradient
 from pyro_boltzmann.energies.catalogue import ParticleTarget, catalogue
 from pyro_boltzmann.energies.catalogue.gmm40 import STD
+from pyro_boltzmann.experiments.bench_fields import field_costs
+from pyro_boltzmann.experiments.bench_timing import REPEATS, measure, ratio
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample, smc
 from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, RandomWalkTransform
@@ -34,7 +37,6 @@ __all__ = ["main"]
 
 NUM_SAMPLES = 100_000
 NUM_STEPS = 80
-REPEATS = 15
 SCALE, STEP_SIZE = 0.25, 0.01
 ANNEALED, ANNEALED_DIM = 1000, 10
 DENOISING_REPEATS = 7
@@ -58,6 +60,7 @@ def main() -> None:
     lines += _table("overdamped Langevin", _langevin, _bare_forces, _noise_langevin, _published_langevin, 0.5)
     lines += _annealing_overhead()
     lines += _denoising_scores()
+    lines += field_costs()
     text = "\n".join(lines)
     print(text)
     if page is not None:
@@ -69,7 +72,8 @@ _EXPLANATION = """\
 Written by `python -m pyro_boltzmann.experiments.bench --page FILE` (`make bench` prints it). bgflow is on no package
 index; where it is not installed, the published loop repeats the operations of its blocks step by step: on an energy
 written as there, which is what the targets are about, and on our energy, to tell the step from the energy. A ratio
-counts as met if both its minimum and its median are."""
+counts as met if both its minimum and its median are. The published field is its formula as its code evaluates it: 50
+kernels and their derivatives for each ordered pair."""
 
 
 def _write(path: Path, content: str) -> None:
@@ -92,38 +96,15 @@ def _table(
         f"{theirs}, same energy": lambda: published(TARGET.energy),
         f"{theirs}, its own energy": lambda: published(_published_double_well),
     }
-    times = _measure(rows)
+    times = measure(rows)
     mine, values, numbers, *others = times.values()
     needed = [a + b for a, b in zip(values, numbers, strict=True)]
     lines = [title]
     lines += [f"  {name:<42} {min(row):7.3f}  ({statistics.median(row):.3f})" for name, row in times.items()]
-    lines.append(f"  {'ratio to energy + random numbers':<42} {_ratio(mine, needed, 2.0)}")
+    lines.append(f"  {'ratio to energy + random numbers':<42} {ratio(mine, needed, 2.0)}")
     for name, other, asked in zip(list(rows)[3:], others, (None, limit), strict=True):
-        lines.append(f"  {'ratio to ' + name:<42} {_ratio(mine, other, asked)}")
+        lines.append(f"  {'ratio to ' + name:<42} {ratio(mine, other, asked)}")
     return [*lines, ""]
-
-
-def _ratio(ours: list[float], theirs: list[float], asked: float | None) -> str:
-    """Of the minima, and in brackets the median over repeats: each repeat compares runs of the same half minute."""
-    least = min(ours) / min(theirs)
-    median = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    text = f"{least:7.2f}  ({median:.2f})"
-    if asked is None:
-        return text
-    return f"{text}  asked: at most {asked:g}, {'met' if max(least, median) <= asked else 'short'}"
-
-
-def _measure(rows: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    with torch.no_grad():
-        for call in rows.values():
-            call()
-        for _ in range(repeats):  # interleaved, so that a change of the machine's pace hits all rows alike
-            for name, call in rows.items():
-                start = time.process_time()
-                call()
-                times[name].append(time.process_time() - start)
-    return times
 
 
 def _annealing_overhead() -> list[str]:
@@ -146,7 +127,7 @@ def _annealing_overhead() -> list[str]:
         for _ in range(number):
             energy_and_gradient(energy, x)
 
-    times = _measure({"ours": lambda: smc(energy, **settings), "bare": bare})
+    times = measure({"ours": lambda: smc(energy, **settings), "bare": bare})
     per_call = min(times["bare"]) / number
     extra = [1e6 * (a - b) / number for a, b in zip(times["ours"], times["bare"], strict=True)]
     least = 1e6 * (min(times["ours"]) - min(times["bare"])) / number
@@ -155,7 +136,7 @@ def _annealing_overhead() -> list[str]:
         f"{1e3 * per_call:.2f} ms a batch",
         *(f"  {name:<42} {min(row):7.3f}  ({statistics.median(row):.3f})" for name, row in times.items()),
         f"  {'microseconds a gradient beside the energy':<42} {least:7.0f}  ({statistics.median(extra):.0f})",
-        f"  {'ratio to bare calls':<42} {_ratio(times['ours'], times['bare'], 1.1)}",
+        f"  {'ratio to bare calls':<42} {ratio(times['ours'], times['bare'], 1.1)}",
         "",
     ]
 
@@ -195,7 +176,7 @@ def _denoising_scores() -> list[str]:
         target = catalogue[name]
         x = 2.0 * torch.randn(512, target.dim) if name == "dw4" else target.sample(512)
         inputs = target.to_particles(x).flatten(1) if isinstance(target, ParticleTarget) else x
-        times = _measure(
+        times = measure(
             {
                 "ours": partial(noised_score, target, x, 1.0, num_noise, form="target"),
                 "published loop": partial(_published_scores, published, inputs, num_noise),
@@ -207,7 +188,7 @@ def _denoising_scores() -> list[str]:
             lines.append(f"  {f'{name}, K = {num_noise}, {key}':<42} {best:7.0f}  ({middle:.0f})")
         met = "met" if min(rates["ours"]) >= asked else "short"
         lines[-2] += f"  asked: at least {asked:,}, {met}"
-        lines.append(f"  {'ratio of times':<42} {_ratio(times['ours'], times['published loop'], None)}")
+        lines.append(f"  {'ratio of times':<42} {ratio(times['ours'], times['published loop'], None)}")
     return [*lines, ""]
 
 

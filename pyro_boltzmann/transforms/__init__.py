@@ -1,6 +1,16 @@
 """Bijections of x: what Pyro and zuko lack, and one fused call for all of them."""
 
 from pyro_boltzmann.transforms.conditional_layer import ConditionalLayer
+from pyro_boltzmann.transforms.continuous import (
+    ConstantKernel,
+    EmbeddedAtomField,
+    FieldSum,
+    GaussianKernels,
+    KernelField,
+    RadialKernels,
+    SplineKernels,
+    VelocityField,
+)
 from pyro_boltzmann.transforms.elementwise_affine import ElementwiseAffine
 from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.gauge import GaugeFixedEnergy, ParticleGauge
@@ -14,10 +24,15 @@ from pyro_boltzmann.transforms.symmetry import ParticleElement, ParticleSymmetry
 
 __all__ = [
     "ConditionalLayer",
+    "ConstantKernel",
     "ElementwiseAffine",
+    "EmbeddedAtomField",
+    "FieldSum",
     "FusedTransform",
     "GaugeFixedEnergy",
+    "GaussianKernels",
     "InverseTransform",
+    "KernelField",
     "MeanFreeBasis",
     "ParticleElement",
     "ParticleGauge",
@@ -26,6 +41,9 @@ __all__ = [
     "PullbackEnergy",
     "PushforwardEnergy",
     "RadialFeatures",
+    "RadialKernels",
+    "SplineKernels",
+    "VelocityField",
     "call_and_ladj",
     "helmert_basis",
     "inverse_and_ladj",
