@@ -176,6 +176,29 @@ def test_teacher_times_lie_in_the_interval_before():
     assert abs(place.mean() - 0.5) < SIGMAS / (12 * len(place)) ** 0.5
 
 
+def test_teacher_at_a_ratio_of_variances():
+    """A third of the student's noise, as long as the schedule has it; below that the target."""
+    _, guide = exact_gaussian(2, "energy")
+    objective = pb.BEnDEM(ratio=3.0)
+    least = guide.schedule.sigma_min**2
+    h = torch.tensor([1.0, 2.99, 3.01, 100.0], dtype=torch.float64) * least
+    expected = torch.tensor([0.0, 0.0, 3.01 / 3, 100.0 / 3], dtype=torch.float64) * least
+    torch.testing.assert_close(objective._teacher_variance(guide.schedule, h), expected)
+
+
+def test_taught_at_a_ratio_of_variances(monkeypatch):
+    """With an exact teacher and an open gate, energies are right in the mean (4.5 s.e.; what the jackknife leaves is of order 1 / K^2)."""
+    model, guide = exact_gaussian(2, "energy")
+    objective = bootstrapping(monkeypatch, ratio=3.0, correction="jackknife")
+    objective.loss(model, guide)
+    objective.is_bootstrapping = True
+    drawn = batch(guide, 400, 2)
+    truth = noised_gaussian(drawn.x, drawn.variance.float())
+    off = objective._target(guide, drawn, truth).energy - truth
+    assert objective.bootstrapped > 0.5
+    assert abs(off.mean()) < SIGMAS * off.std() / len(off) ** 0.5
+
+
 def test_gate_on_known_variances():
     """l = c h at both ends is the tie of the two levels; the factor (K_b - 1) / K_b is what tips it."""
     h, g, number = torch.tensor([4.0, 4.0, 4.0]), torch.tensor([1.0, 1.0, 1.0]), 5
@@ -395,6 +418,8 @@ def test_energies_that_are_refused(name):
         (lambda: pb.BEnDEM(num_noise=10, num_bootstrap=10), "both asked"),
         (lambda: pb.BEnDEM(decay=1.0), "decay"),
         (lambda: pb.BEnDEM(increment=0.0), "increment"),
+        (lambda: pb.BEnDEM(ratio=1.0), "ratio must exceed 1"),
+        (lambda: pb.BEnDEM(ratio=2.0, increment=1.0), "replaces increment"),
         (lambda: pb.BEnDEM(patience=0), "patience"),
     ],
 )
