@@ -187,7 +187,7 @@ def test_teacher_at_a_ratio_of_variances():
 
 
 def test_taught_at_a_ratio_of_variances(monkeypatch):
-    """With an exact teacher and an open gate, energies are right in the mean (4.5 s.e.; what the jackknife leaves is of order 1 / K^2)."""
+    """With an exact teacher and an open gate: right in the mean (4.5 s.e.; the jackknife leaves O(1 / K^2))."""
     model, guide = exact_gaussian(2, "energy")
     objective = bootstrapping(monkeypatch, ratio=3.0, correction="jackknife")
     objective.loss(model, guide)
