@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from pyro_boltzmann.diffusion.networks.embedding import FourierFeatures, NoiseEmbedding, variance_of_rows
+from pyro_boltzmann.diffusion.networks.embedding import NoiseEmbedding, variance_of_rows
 from pyro_boltzmann.exceptions import ShapeError
+from pyro_boltzmann.transforms.fourier_features import FourierFeatures
 
 __all__ = ["EnergyMLP", "ScoreMLP"]
 
