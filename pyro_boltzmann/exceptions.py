@@ -10,6 +10,7 @@ __all__ = [
     "PyroBoltzmannError",
     "ReportError",
     "ShapeError",
+    "SolverError",
 ]
 
 
@@ -58,3 +59,7 @@ class OutputError(PyroBoltzmannError, OSError):
 
 class ReportError(PyroBoltzmannError, ValueError):
     """A report cannot be made or read from what was given."""
+
+
+class SolverError(PyroBoltzmannError, RuntimeError):
+    """A differential equation could not be integrated to the accuracy asked for."""

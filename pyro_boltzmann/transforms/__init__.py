@@ -1,26 +1,50 @@
 """Bijections of x: what Pyro and zuko lack, and one fused call for all of them."""
 
 from pyro_boltzmann.transforms.conditional_layer import ConditionalLayer
+from pyro_boltzmann.transforms.continuous import (
+    ContinuousTransform,
+    GraphField,
+    Hutchinson,
+    MLPField,
+    NetworkField,
+    SolverErrors,
+    VelocityField,
+    exact_divergence,
+    hutchinson_divergence,
+)
 from pyro_boltzmann.transforms.elementwise_affine import ElementwiseAffine
+from pyro_boltzmann.transforms.fourier_features import FourierFeatures
 from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
+from pyro_boltzmann.transforms.message_passing import MessagePassing
 from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
 from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
 
 __all__ = [
     "ConditionalLayer",
+    "ContinuousTransform",
     "ElementwiseAffine",
+    "FourierFeatures",
     "FusedTransform",
+    "GraphField",
+    "Hutchinson",
     "InverseTransform",
+    "MLPField",
     "MeanFreeBasis",
+    "MessagePassing",
+    "NetworkField",
     "ParticlePairs",
     "PullbackEnergy",
     "PushforwardEnergy",
     "RadialFeatures",
+    "SolverErrors",
+    "VelocityField",
     "call_and_ladj",
+    "exact_divergence",
     "helmert_basis",
+    "hutchinson_divergence",
     "inverse_and_ladj",
 ]
