@@ -266,7 +266,8 @@ class ContinuousTransform(FusedTransform):
         -1.150728...
         """
         jacobian = value_and_jacobian(lambda x: self._solve(x, 0.0, 1.0, self.settings)[0], x)[1]
-        return torch.linalg.slogdet(jacobian).logabsdet
+        log_det: Tensor = torch.linalg.slogdet(jacobian).logabsdet
+        return log_det
 
     def _check(self, x: Tensor, ladj: Tensor, start: float, end: float) -> None:
         """Warn where log-densities are off, judged by half as many steps on a few rows."""

@@ -52,7 +52,7 @@ def exact_divergence(function: Map, x: Tensor) -> tuple[Tensor, Tensor]:
 
     :return: ``(*batch, dim)`` and ``(*batch)``.
 
-    >>> float(exact_divergence(lambda x: x.pow(3), torch.tensor([1.0, 2.0]))[1])
+    >>> float(exact_divergence(lambda x: x.pow(3), torch.tensor([1.0, 2.0]))[1].detach())
     15.0
     """
     velocity, jacobian = value_and_jacobian(function, x)
@@ -68,7 +68,7 @@ def hutchinson_divergence(function: Map, x: Tensor, noise: Tensor) -> tuple[Tens
 
     Source: Hutchinson, Comm. Stat. Simul. 18 (1989), 1059-1076; Grathwohl et al., arXiv 1810.01367, equation 7.
 
-    >>> float(hutchinson_divergence(lambda x: 3 * x, torch.zeros(2), torch.tensor([[1.0, -1.0]]))[1])
+    >>> float(hutchinson_divergence(lambda x: 3 * x, torch.zeros(2), torch.tensor([[1.0, -1.0]]))[1].detach())
     6.0
     """
     value, point, keeps_graph = _graph_at(function, x)

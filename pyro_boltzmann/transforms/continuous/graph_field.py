@@ -91,5 +91,5 @@ class GraphField(NetworkField):
         message, node, first, last = self.passing(x, times := times_of_rows(t, x), 1.0 / self.length_scale)
         weights = self.weights(message) + self.passing.pairs.of_both(self.node_weights(node))
         moved = self.length_scale * self.passing.vectors(weights, first, last)
-        expansion = self.expansion(self.passing.embedded(times))
+        expansion: Tensor = self.expansion(self.passing.embedded(times))
         return (moved + expansion * x.reshape(moved.shape)).reshape(x.shape)

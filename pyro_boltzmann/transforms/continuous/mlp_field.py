@@ -74,4 +74,5 @@ class MLPField(NetworkField):
         y = silu(self.first(x.reshape(-1, self.dim) / self.length_scale) + biases[0])
         for block, bias in zip(self.blocks, biases[1:], strict=True):
             y = y + silu(block(y) + bias)
-        return (self.length_scale * self.last(y)).reshape(x.shape)
+        velocity: Tensor = self.length_scale * self.last(y)
+        return velocity.reshape(x.shape)

@@ -119,15 +119,19 @@ def solve_adaptive(
     :raises MissingExtraError: if torchdiffeq is not installed.
     """
     library = _torchdiffeq()
+
+    def at_fixed_times(t: Tensor, state: State) -> State:
+        return rhs(t.detach(), state)  # nobody asks for the gradient of the ends
+
     times = torch.tensor([start, end], dtype=state[0].dtype, device=state[0].device)
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "options": {"max_num_steps": MAX_ADAPTIVE_STEPS}}
     try:
         if torch.is_grad_enabled():
             path = library.odeint_adjoint(
-                rhs, state, times, adjoint_params=tuple(parameters), adjoint_options={"norm": "seminorm"}, **settings
+                at_fixed_times, state, times, adjoint_params=tuple(parameters), adjoint_options={"norm": "seminorm"}, **settings
             )
         else:
-            path = library.odeint(rhs, state, times, **settings)
+            path = library.odeint(at_fixed_times, state, times, **settings)
     except AssertionError as error:
         raise SolverError(
             f"the adaptive solver gave up ({error}): some trajectories of this batch are too steep for rtol={rtol}, "
