@@ -13,7 +13,7 @@ from tests.diffusion.networks_at_random import at_random, configurations, orthog
 
 
 def moved(basis, x, seed, determinant):
-    """Rotated or mirrored, shifted and permuted positions (n, N, D), and the same action on coordinates of velocities."""
+    """Coordinates of rotated or mirrored, shifted and permuted positions (n, N, D), and that action on coordinates."""
     matrix = orthogonal(basis.spatial_dim, seed, determinant).to(x)
     order = torch.randperm(basis.num_particles, generator=torch.Generator().manual_seed(seed))
 
@@ -45,17 +45,17 @@ def test_flow_keeps_the_symmetries_of_particles(num_particles, spatial_dim, dete
 
 
 def test_log_determinant_is_that_of_the_map():
-    field = at_random(GraphField(4, 2, width=8, depth=2), scale=0.7).double()
-    z = configurations(4, 2, 5, dtype=torch.float64)
-    z = MeanFreeBasis(4, 2).to_coordinates(z)
+    field = at_random(GraphField(3, 2, width=8, depth=2), scale=0.7).double()
+    z = MeanFreeBasis(3, 2).to_coordinates(configurations(3, 2, 4, dtype=torch.float64))
     gaps = []
-    for num_steps in (8, 16):
-        transform = ContinuousTransform(field, 6, num_steps)
+    for num_steps in (20, 40):
+        transform = ContinuousTransform(field, 4, num_steps)
         with torch.no_grad():
-            gap = transform.call_and_ladj(z)[1] - transform.discrete_log_det(z)
+            ladj = transform.call_and_ladj(z)[1]
+            gap = ladj - transform.configure(divergence="jacobian").call_and_ladj(z)[1]
         gaps.append(float(gap.square().mean().sqrt()))
-    assert 3.0 < math.log2(gaps[0] / gaps[1]) < 5.0, gaps
-    check_round_trip(ContinuousTransform(field, 6, 40), z, tolerance=1e-4)
+    assert 3.3 < math.log2(gaps[0] / gaps[1]) < 4.7, gaps
+    check_round_trip(ContinuousTransform(field, 4, 40), z, tolerance=1e-4)
 
 
 def test_untrained_flow_moves_nothing():
