@@ -182,14 +182,17 @@ class ContinuousTransform(FusedTransform):
         return self._flow(y, 1.0, 0.0)
 
     def _flow(self, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() or x.dim() < 2:
+        if torch.is_grad_enabled():
             return self._flagged(*self._solve(x, start, end, self.settings))
-        rows = x.reshape(-1, self.width)
+        y, ladj = self._solve_by_blocks(x, start, end, self.settings)
+        self._check(x, ladj, start, end)
+        return self._flagged(y, ladj)
+
+    def _solve_by_blocks(self, x: Tensor, start: float, end: float, settings: SolverSettings) -> tuple[Tensor, Tensor]:
+        """Without a graph: a divergence from autograd takes ``dim`` times the memory of the velocity."""
         size = max(32, BLOCK // self.width)
-        blocks = [self._solve(block, start, end, self.settings) for block in rows.split(size)]
+        blocks = [self._solve(rows, start, end, settings) for rows in x.reshape(-1, self.width).split(size)]
         y, ladj = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-        self._check(rows, ladj, start, end)
-        y, ladj = self._flagged(y, ladj)
         return y.reshape(x.shape), ladj.reshape(x.shape[:-1])
 
     def _solve(self, x: Tensor, start: float, end: float, settings: SolverSettings) -> tuple[Tensor, Tensor]:
@@ -250,8 +253,8 @@ class ContinuousTransform(FusedTransform):
         else:
             finer, factor = replace(settings, rtol=0.01 * settings.rtol, atol=0.01 * settings.atol), 1.0
         start, end = (1.0, 0.0) if inverse else (0.0, 1.0)
-        y, ladj = self._solve(x, start, end, settings)
-        y_finer, ladj_finer = self._solve(x, start, end, finer)
+        y, ladj = self._solve_by_blocks(x, start, end, settings)
+        y_finer, ladj_finer = self._solve_by_blocks(x, start, end, finer)
         return SolverErrors((factor * (y - y_finer)).norm(dim=-1), factor * (ladj - ladj_finer))
 
     def discrete_log_det(self, x: Tensor) -> Tensor:
@@ -273,7 +276,7 @@ class ContinuousTransform(FusedTransform):
         """Warn where log-densities are off, judged by half as many steps on a few rows."""
         settings = self.settings
         coarse = settings.num_steps // 2
-        if not self.checked or len(x) < ROWS_WORTH_A_CHECK or settings.solver != "dto" or coarse < 1 or is_tracing():
+        if not self.checked or ladj.numel() < ROWS_WORTH_A_CHECK or settings.solver != "dto" or coarse < 1 or is_tracing():
             return
         if self.divergence == "jacobian":
             return
@@ -281,10 +284,11 @@ class ContinuousTransform(FusedTransform):
         if key == self._checked_key:
             return
         self._checked_key = key
-        rows = slice(None, None, len(x) // CHECKED_ROWS)
-        rough = self._solve(x[rows], start, end, replace(settings, num_steps=coarse))[1]
+        every = ladj.numel() // CHECKED_ROWS
+        rows = x.reshape(-1, self.width)[::every]
+        rough = self._solve(rows, start, end, replace(settings, num_steps=coarse))[1]
         factor = (settings.num_steps / coarse) ** settings.order - 1.0
-        error = ((rough - ladj[rows]) / factor).double()
+        error = ((rough - ladj.flatten()[::every]) / factor).double()
         rms = float(error[error.isfinite()].square().mean().sqrt())
         if rms > LOG_DENSITY_TOLERANCE:
             warnings.warn(

@@ -74,10 +74,12 @@ def hutchinson_divergence(function: Map, x: Tensor, noise: Tensor) -> tuple[Tens
     value, point, keeps_graph = _graph_at(function, x)
     if not value.requires_grad:
         return value, x.new_zeros(x.shape[:-1])
-    (products,) = torch.autograd.grad(
-        value, point, noise, create_graph=keeps_graph, is_grads_batched=True, materialize_grads=True
-    )
-    estimate = (products * noise).sum(-1).mean(0)
+    # One by one: for a probe or two a batched backward pass would cost more than it saves.
+    products = [
+        torch.autograd.grad(value, point, each, create_graph=keeps_graph, retain_graph=True, materialize_grads=True)[0]
+        for each in noise
+    ]
+    estimate = (torch.stack(products) * noise).sum(-1).mean(0)
     return (value if keeps_graph else value.detach()), estimate
 
 

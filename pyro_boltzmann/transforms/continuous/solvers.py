@@ -128,7 +128,12 @@ def solve_adaptive(
     try:
         if torch.is_grad_enabled():
             path = library.odeint_adjoint(
-                at_fixed_times, state, times, adjoint_params=tuple(parameters), adjoint_options={"norm": "seminorm"}, **settings
+                at_fixed_times,
+                state,
+                times,
+                adjoint_params=tuple(parameters),
+                adjoint_options={"norm": "seminorm"},
+                **settings,
             )
         else:
             path = library.odeint(at_fixed_times, state, times, **settings)
