@@ -96,3 +96,20 @@ def test_bad_input():
         GraphField(4, 2, width=0)
     with pytest.raises(ValueError, match="depth >= 1"):
         GraphField(4, 2, depth=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "settings", [{}, {"divergence": "jacobian"}, {"solver": "otd"}, {"divergence": "hutchinson"}], ids=str
+)
+def test_flow_on_a_gpu(cuda, settings):
+    transform = ContinuousTransform(at_random(GraphField(4, 2, width=16), scale=0.5), 6, 10, **settings)
+    z = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y, ladj = transform.call_and_ladj(z)
+        y_cuda, ladj_cuda = transform.to(cuda).call_and_ladj(z.to(cuda))
+    torch.testing.assert_close(y_cuda.cpu(), y, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ladj_cuda.cpu(), ladj, rtol=1e-3, atol=1e-3)
+    y, ladj = transform.call_and_ladj(z.to(cuda))
+    (y.square().sum() - ladj.sum()).backward()
+    assert all(parameter.grad is not None for parameter in transform.parameters())

@@ -276,9 +276,8 @@ class ContinuousTransform(FusedTransform):
         """Warn where log-densities are off, judged by half as many steps on a few rows."""
         settings = self.settings
         coarse = settings.num_steps // 2
-        if not self.checked or ladj.numel() < ROWS_WORTH_A_CHECK or settings.solver != "dto" or coarse < 1 or is_tracing():
-            return
-        if self.divergence == "jacobian":
+        is_inexact = settings.solver == "dto" and self.divergence != "jacobian" and coarse > 0
+        if not (self.checked and is_inexact) or ladj.numel() < ROWS_WORTH_A_CHECK or is_tracing():
             return
         key = (start, self._cache_key()[1])
         if key == self._checked_key:
