@@ -138,6 +138,12 @@ def test_pairs_are_aligned_and_keep_base_and_data():
     x0, x1 = pb.FlowMatching(rows, num_particles=500, align=align).pairs(guide)
     assert bool(((x0 * x1).sum(-1) >= 0).all())
     assert bool((x1.unsqueeze(1) == rows).all(-1).any(-1).all())
+    lengths = []
+    for num_rounds in (1, 2, 5):
+        torch.manual_seed(4)
+        x0, x1 = pb.FlowMatching(rows, None, 200, pairing="optimal", align=align, num_rounds=num_rounds).pairs(guide)
+        lengths.append(float((x0 - x1).square().sum()))
+    assert lengths[0] > lengths[1] >= lengths[2]
     draws = pb.FlowMatching(rows, num_particles=500, pairing="optimal").pairs(guide)[0]
     assert abs(float(draws.mean())) < SIGMAS / math.sqrt(1000)
 
@@ -164,7 +170,7 @@ def test_bad_input():
         pb.FlowMatching(torch.zeros(4, 3)).loss(model, guide)
     with pytest.raises(ShapeError, match="align must return the shape"):
         pb.FlowMatching(data(), align=lambda x0, x1: x0[:1]).loss(model, guide)
-    for settings in ({"pairing": "best"}, {"sigma": -1.0}, {"num_times": 0}):
+    for settings in ({"pairing": "best"}, {"sigma": -1.0}, {"num_times": 0}, {"num_rounds": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             pb.FlowMatching(data(), **settings)
     for blocks in ([], [ElementwiseAffine(2)], [InverseTransform(ContinuousTransform(MLPField(2), 2))]):

@@ -37,8 +37,9 @@ class FlowMatching(PathObjective):
 
     Lines that cross make a flow bend. Pairs may therefore be chosen: ``pairing="optimal"`` assigns the base draws of a
     minibatch to its data so that the sum of squared distances is least, and ``align`` then moves each :math:`x_0` by a
-    symmetry of the base (permutation, rotation, reflection) close to its :math:`x_1`. The latter asks for a field that
-    has this symmetry, and is for those alone: the law of the base is then the same for each orientation of the data.
+    symmetry of the base (permutation, rotation, reflection) close to its :math:`x_1`. With ``num_rounds`` both are
+    repeated in turn, which never lengthens the lines. Alignment is for fields that have this symmetry, and for those
+    alone: only for them is it all one how the pairs are turned.
 
     The guide's first block must be the :class:`~pyro_boltzmann.transforms.ContinuousTransform`; stochastic blocks may
     follow, and are left as they are.
@@ -48,6 +49,7 @@ class FlowMatching(PathObjective):
     :param num_particles: pairs for each evaluation, the data drawn with replacement.
     :param pairing: ``"independent"`` or ``"optimal"``, whose cost grows as the cube of ``num_particles``.
     :param align: ``(x0, x1) -> x0``, rows moved one by one; ``None`` for no alignment.
+    :param num_rounds: how often minibatches are paired and aligned in turn.
     :param sigma: :math:`\sigma \ge 0`, the width of the lines.
     :param num_times: times for each evaluation of a field that takes one time a call; others get one for each pair.
     :param weight_power: see :class:`ForwardKL`.
@@ -78,6 +80,7 @@ class FlowMatching(PathObjective):
         *,
         pairing: str = "independent",
         align: Align | None = None,
+        num_rounds: int = 1,
         sigma: float = 0.0,
         num_times: int = 8,
         weight_power: float = 1.0,
@@ -87,16 +90,20 @@ class FlowMatching(PathObjective):
             raise ValueError(f'pairing must be "independent" or "optimal", got {pairing!r}')
         if not 0.0 <= sigma < math.inf:
             raise ValueError(f"sigma must be finite and not negative, got {sigma}")
-        if num_times < 1:
-            raise ValueError(f"num_times must be positive, got {num_times}")
+        if num_times < 1 or num_rounds < 1:
+            raise ValueError(
+                f"num_times and num_rounds must be positive, got num_times={num_times}, num_rounds={num_rounds}"
+            )
         self._data = WeightedData(data, log_weights, weight_power)
-        self.pairing, self.align, self.sigma, self.num_times = pairing, align, float(sigma), num_times
+        self.pairing, self.align, self.num_rounds = pairing, align, num_rounds
+        self.sigma, self.num_times = float(sigma), num_times
         given = (data, log_weights)
         self._settings = {
             "data": [None if tensor is None else _digest(tensor) for tensor in given],
             "weight_power": weight_power,
             "pairing": pairing,
             "align": None if align is None else getattr(align, "__qualname__", type(align).__qualname__),
+            "num_rounds": num_rounds,
             "sigma": self.sigma,
             "num_times": num_times,
             "num_particles": num_particles,
@@ -127,12 +134,13 @@ class FlowMatching(PathObjective):
         """One minibatch of pairs, ``(num_particles, dim)`` each: draws of the base, and the data that they go to."""
         x1 = self._data.draw(self.num_particles).to(guide.base_loc)
         x0 = guide.base_loc + guide.base_scale * torch.randn_like(x1)
-        if self.pairing == "optimal":
-            x0 = x0[optimal_assignment(x0, x1)]
-        if self.align is not None:
-            x0 = self.align(x0, x1)
-            if x0.shape != x1.shape:
-                raise ShapeError(f"align must return the shape of x0, {tuple(x1.shape)}, got {tuple(x0.shape)}")
+        for _ in range(self.num_rounds):
+            if self.pairing == "optimal":
+                x0 = x0[optimal_assignment(x0, x1)]
+            if self.align is not None:
+                x0 = self.align(x0, x1)
+                if x0.shape != x1.shape:
+                    raise ShapeError(f"align must return the shape of x0, {tuple(x1.shape)}, got {tuple(x0.shape)}")
         return x0, x1
 
     def _times(self, transform: ContinuousTransform, x0: Tensor) -> list[tuple[Tensor, slice]]:

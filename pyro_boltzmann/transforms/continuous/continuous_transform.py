@@ -90,9 +90,11 @@ class ContinuousTransform(FusedTransform):
     :param divergence: ``"exact"``: the field's own, in closed form where it has one. ``"autograd"``: the trace of the
         Jacobian from autograd, whatever the field knows. ``"jacobian"``, for ``"dto"``: no divergence but the
         log-determinant of each discrete step's Jacobian, at the price of ``"autograd"``: exact for the map that is
-        computed, so that weights of draws are exact for any number of steps. ``"hutchinson"`` or a
-        :class:`Hutchinson`: an unbiased estimate where a graph is recorded, that is in training. Without a graph the
-        exact divergence is taken: importance weights must not be made of noise, whose exponential is biased.
+        computed, so that weights of draws are exact for any number of steps that are injective; rows where the
+        determinant of a step is not positive come back as NaN. ``"hutchinson"`` or a :class:`Hutchinson`: an unbiased
+        estimate where a graph is recorded, that is in training, for losses linear in it such as reverse and forward
+        KL. Without a graph the exact divergence is taken: importance weights must not be made of noise, whose
+        exponential is biased.
     :param checkpointed: remember one state for each step of ``"dto"`` and compute the rest again in the backward pass.
     :param rtol: relative tolerance of ``"otd"``, like ``atol``, the absolute one, for the root mean square of a batch.
     :param checked: whether large batches are checked.
@@ -240,8 +242,9 @@ class ContinuousTransform(FusedTransform):
         .. math:: y_n - y_\infty \approx \frac{2^p}{2^p - 1} (y_n - y_{2n}),
 
         for end state and log-determinant alike. For the adaptive solver, the difference to a solution with a hundredth
-        of its tolerances. A draw's weight is off by about the error of the log-determinant; with
-        ``divergence="jacobian"`` weights of draws are exact, and this is their distance to those of the exact flow.
+        of its tolerances. The log-density of given points (``inverse``) is off by about as much. The weight of a draw
+        is off by less, since what was drawn comes from the discrete map and not from the flow: by the distance to
+        :meth:`discrete_log_det`, and with ``divergence="jacobian"`` not at all.
 
         :param x: ``(*batch, dim)``, start states; end states with ``inverse``.
         """
