@@ -171,6 +171,18 @@ def test_checkpointed_gradients_are_the_same(divergence):
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
 
 
+def test_checkpoints_keep_little():
+    field, x = MLPField(2, width=64).double(), points(50, 2)
+
+    def saved(**settings) -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+            ContinuousTransform(field, 2, 4, **settings).call_and_ladj(x)
+        return sum(sizes)
+
+    assert saved(checkpointed=True) < 0.02 * saved()
+
+
 def test_gradient_is_that_of_the_steps_written_out():
     field, x, n = Swirl(), points(5, 2).requires_grad_(), 3
     y, total = x, torch.zeros(5, dtype=torch.float64)
@@ -285,6 +297,7 @@ def test_large_batches_with_wrong_log_densities_warn_once():
         transform.call_and_ladj(x)  # said already
         with pytest.warns(UserWarning, match="off by about"):
             transform.inverse_and_ladj(x)
+        transform.call_and_ladj(x)
         transform.configure(divergence="jacobian").call_and_ladj(x)  # exact for the discrete map
         transform.configure(divergence="exact", num_steps=20).call_and_ladj(x)
         quiet = ContinuousTransform(Swirl(), 2, 2, checked=False)

@@ -77,6 +77,7 @@ class EquivariantNetwork(nn.Module):
 
     Source: after Satorras, Hoogeboom and Welling, arXiv 2102.09844, equations 3-6.
 
+    >>> import torch
     >>> network = EquivariantNetwork(4, 2)
     >>> network(torch.randn(3, 5, 6), 0.25).shape
     torch.Size([3, 5, 6])
@@ -150,6 +151,7 @@ class InvariantNetwork(nn.Module):
     :param num_particles: :math:`N \ge 2`; further arguments as for :class:`EquivariantNetwork`.
     :param spatial_dim: :math:`D`.
 
+    >>> import torch
     >>> InvariantNetwork(4, 2)(torch.randn(3, 5, 6), 0.25).shape
     torch.Size([3, 5])
     """

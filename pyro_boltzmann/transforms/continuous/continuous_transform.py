@@ -137,7 +137,7 @@ class ContinuousTransform(FusedTransform):
         self.width = int(dim)
         self.field = field
         self.checked = checked
-        self._checked_key: Any = None
+        self._checked_keys: dict[float, Any] = {}
         self._has_warned = False
         self.configure(
             num_steps=num_steps,
@@ -166,7 +166,7 @@ class ContinuousTransform(FusedTransform):
         if chosen == "jacobian" and changed.solver == "otd":
             raise ValueError('divergence="jacobian" is that of fixed steps; take solver="dto" or divergence="exact"')
         self.settings, self.divergence = changed, chosen
-        self._checked_key = None
+        self._checked_keys = {}
         self.clear_cache()
         return self
 
@@ -282,10 +282,10 @@ class ContinuousTransform(FusedTransform):
         is_inexact = settings.solver == "dto" and self.divergence != "jacobian" and coarse > 0
         if not (self.checked and is_inexact) or ladj.numel() < ROWS_WORTH_A_CHECK or is_tracing():
             return
-        key = (start, self._cache_key()[1])
-        if key == self._checked_key:
+        key = self._cache_key()[1]
+        if key == self._checked_keys.get(start):
             return
-        self._checked_key = key
+        self._checked_keys[start] = key
         every = ladj.numel() // CHECKED_ROWS
         rows = x.reshape(-1, self.width)[::every]
         rough = self._solve(rows, start, end, replace(settings, num_steps=coarse))[1]
@@ -319,7 +319,7 @@ class ContinuousTransform(FusedTransform):
         return torch.where(bad.unsqueeze(-1), torch.nan, y), torch.where(bad, torch.nan, ladj)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_checked_key": None}
+        return {**super().__getstate__(), "_checked_keys": {}}
 
 
 def _step_with_jacobian(
