@@ -96,6 +96,7 @@ class ContinuousTransform(FusedTransform):
         KL. Without a graph the exact divergence is taken: importance weights must not be made of noise, whose
         exponential is biased.
     :param checkpointed: remember one state for each step of ``"dto"`` and compute the rest again in the backward pass.
+        As with the adjoint, gradients then reach x and the field's parameters, once differentiable.
     :param rtol: relative tolerance of ``"otd"``, like ``atol``, the absolute one, for the root mean square of a batch.
     :param checked: whether large batches are checked.
     :raises ValueError: for unknown names or numbers out of range.
@@ -204,14 +205,15 @@ class ContinuousTransform(FusedTransform):
         def rhs(t: float | Tensor, state: State) -> State:
             return dynamics(t, state[0])
 
+        parameters = [p for p in self.field.parameters() if p.requires_grad]
         if settings.solver == "otd":
-            parameters = [p for p in self.field.parameters() if p.requires_grad]
             y, ladj = solve_adaptive(rhs, state, start, end, settings.rtol, settings.atol, parameters)
             return y, ladj
         step: Step = partial(runge_kutta_step, rhs, settings.method)
         if self.divergence == "jacobian":
             step = partial(_step_with_jacobian, self._velocity, settings.method)
-        y, ladj = solve_fixed(step, state, start, end, settings.num_steps, settings.checkpointed)
+        kept = parameters if settings.checkpointed else None
+        y, ladj = solve_fixed(step, state, start, end, settings.num_steps, kept)
         return y, ladj
 
     def _velocity(self, t: float | Tensor, x: Tensor) -> Tensor:
