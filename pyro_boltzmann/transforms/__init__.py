@@ -13,7 +13,6 @@ from pyro_boltzmann.transforms.continuous import (
     hutchinson_divergence,
 )
 from pyro_boltzmann.transforms.elementwise_affine import ElementwiseAffine
-from pyro_boltzmann.transforms.fourier_features import FourierFeatures
 from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
@@ -27,7 +26,6 @@ __all__ = [
     "ConditionalLayer",
     "ContinuousTransform",
     "ElementwiseAffine",
-    "FourierFeatures",
     "FusedTransform",
     "GraphField",
     "Hutchinson",
