@@ -11,6 +11,7 @@ __all__ = [
     "PyroBoltzmannError",
     "ReportError",
     "ShapeError",
+    "SolverError",
 ]
 
 
@@ -63,3 +64,7 @@ class OutputError(PyroBoltzmannError, OSError):
 
 class ReportError(PyroBoltzmannError, ValueError):
     """A report cannot be made or read from what was given."""
+
+
+class SolverError(PyroBoltzmannError, RuntimeError):
+    """A differential equation could not be integrated to the accuracy asked for."""

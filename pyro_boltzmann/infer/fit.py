@@ -75,9 +75,9 @@ def fit(
         half of them on backward paths from ``data``), ``"alpha_2"`` (the divergence that covers modes, on annealed
         draws of a replay buffer), ``"target_score"``, ``"idem"``, ``"endem"`` or ``"bendem"`` (for an
         :class:`~pyro_boltzmann.AutoDiffusion`: scores from draws of SMC, or scores and energies by denoising energy
-        matching), a list of :class:`Phase`, or any Pyro ELBO, among them :class:`LogVariance`,
-        :class:`TrajectoryBalance` and :class:`Alpha2` with settings of their own (an ELBO object brings its own number
-        of particles).
+        matching), ``"flow_matching"`` (for a continuous flow: its velocities on ``data``, without a solver), a list of
+        :class:`Phase`, or any Pyro ELBO, among them :class:`LogVariance`, :class:`TrajectoryBalance`, :class:`Alpha2`
+        and :class:`FlowMatching` with settings of their own (an ELBO object brings its own number of particles).
     :param num_steps: updates; 1000 unless given by phases.
     :param num_particles: paths (and data) per update.
     :param data: unconstrained latents ``(n, latent_dim)``, weighted draws, or a dictionary of the model's sites.

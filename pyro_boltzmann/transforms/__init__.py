@@ -3,13 +3,22 @@
 from pyro_boltzmann.transforms.conditional_layer import ConditionalLayer
 from pyro_boltzmann.transforms.continuous import (
     ConstantKernel,
+    ContinuousTransform,
     EmbeddedAtomField,
     FieldSum,
     GaussianKernels,
+    GraphField,
+    Hutchinson,
     KernelField,
+    KernelFlow,
+    MLPField,
+    NetworkField,
     RadialKernels,
+    SolverErrors,
     SplineKernels,
     VelocityField,
+    exact_divergence,
+    hutchinson_divergence,
 )
 from pyro_boltzmann.transforms.elementwise_affine import ElementwiseAffine
 from pyro_boltzmann.transforms.fused import FusedTransform
@@ -17,6 +26,7 @@ from pyro_boltzmann.transforms.gauge import GaugeFixedEnergy, ParticleGauge
 from pyro_boltzmann.transforms.inverse import InverseTransform
 from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
+from pyro_boltzmann.transforms.message_passing import MessagePassing
 from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
 from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
@@ -25,15 +35,22 @@ from pyro_boltzmann.transforms.symmetry import ParticleElement, ParticleSymmetry
 __all__ = [
     "ConditionalLayer",
     "ConstantKernel",
+    "ContinuousTransform",
     "ElementwiseAffine",
     "EmbeddedAtomField",
     "FieldSum",
     "FusedTransform",
     "GaugeFixedEnergy",
     "GaussianKernels",
+    "GraphField",
+    "Hutchinson",
     "InverseTransform",
     "KernelField",
+    "KernelFlow",
+    "MLPField",
     "MeanFreeBasis",
+    "MessagePassing",
+    "NetworkField",
     "ParticleElement",
     "ParticleGauge",
     "ParticlePairs",
@@ -42,10 +59,13 @@ __all__ = [
     "PushforwardEnergy",
     "RadialFeatures",
     "RadialKernels",
+    "SolverErrors",
     "SplineKernels",
     "VelocityField",
     "call_and_ladj",
+    "exact_divergence",
     "helmert_basis",
+    "hutchinson_divergence",
     "inverse_and_ladj",
     "random_orthogonal",
 ]

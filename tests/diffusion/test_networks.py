@@ -113,6 +113,30 @@ def test_no_graph_without_gradients(network):
         assert not any(out.requires_grad for out in outputs(network, torch.zeros(2, 6), 0.3))
 
 
+@pytest.mark.parametrize(
+    ("build", "sums"),
+    [
+        (lambda: EquivariantNetwork(4, 2, width=16, num_scalars=1), [14.111608, 8.334707]),
+        (lambda: InvariantNetwork(5, 3, width=16), [-29.985784]),
+        (lambda: EquivariantNetwork(13, 3, width=8, depth=2), [8.581981]),
+    ],
+)
+def test_first_weights_and_their_names_follow_from_the_seed(build, sums):
+    """Trained networks and published pages rest on them: these sums are older than the trunk's present place."""
+    torch.manual_seed(5)
+    network = build()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    z = torch.randn(7, network.passing.pairs.dim, generator=generator)
+    results = outputs(network, z, torch.rand(7, generator=generator))
+    assert [float(out.detach().double().sum()) for out in results] == pytest.approx(sums, rel=1e-5)
+    names = [name for name, _ in network.named_parameters() if name.startswith("passing")]
+    first = ("noise.linear.weight", "noise.linear.bias", "biases.weight", "biases.bias", "distances.0.weight")
+    assert names[:5] == [f"passing.{name}" for name in first]
+
+
 @pytest.mark.parametrize("num_particles, spatial_dim", SIZES)
 @pytest.mark.parametrize("determinant", [1, -1])
 def test_symmetries_of_particles(num_particles, spatial_dim, determinant):

@@ -21,10 +21,11 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 import pyro_boltzmann as pb
 from pyro_boltzmann.diffusion import EnergyMLP, ScoreMLP
 from pyro_boltzmann.stochastic import LangevinTransform, MetropolisAdjusted, RandomWalkTransform
+from pyro_boltzmann.transforms import ContinuousTransform, MLPField
 
 STEPS = 40
 NAMES = ["constant", "cosine", "forward", "phases", "score", "pyro_guide", "pyro_elbo"]
-NAMES += ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths", "idem", "bendem"]
+NAMES += ["log_variance", "trajectory_balance", "alpha_2", "alpha_2_paths", "idem", "bendem", "flow_matching"]
 
 _centre = torch.tensor([[-2.0, 0.0], [2.0, 1.0]])
 
@@ -58,6 +59,7 @@ def settings(name: str) -> dict[str, Any]:
         "alpha_2_paths": {"objective": pb.Alpha2(32, capacity=150, refresh_every=3)},
         "idem": {"objective": pb.IDEM(32, near_buffer=True, weighted=True, **denoising)},
         "bendem": {"objective": pb.BEnDEM(32, check_every=3, patience=2, decay=0.9, **denoising)},
+        "flow_matching": {"objective": "flow_matching", "data": data},
         "pyro_elbo": {"objective": Trace_ELBO(num_particles=8, vectorize_particles=True)},
     }
     chosen = special.get(name, {})
@@ -74,6 +76,8 @@ def build(name: str, energy: Any = two_wells) -> tuple[Any, Any]:
     if name.startswith("pyro"):
         return model, AutoDiagonalNormal(model)
 
+    if name == "flow_matching":
+        return model, pb.AutoStochasticFlow(model, lambda energy, dim: [ContinuousTransform(MLPField(dim, 8), dim, 2)])
     if name in ("idem", "bendem"):
         kind, network = ("score", ScoreMLP(2, 16, 1)) if name == "idem" else ("energy", EnergyMLP(2, 16, 1))
         return model, pb.AutoDiffusion(model, network, kind=kind, num_steps=5, use_target=name == "idem")

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import softplus
 
 from pyro_boltzmann.diffusion.networks.embedding import SOFTPLUS_IS_ONE, NoiseEmbedding, variance_of_rows
-from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
+from pyro_boltzmann.transforms.message_passing import MessagePassing
 
 __all__ = ["EquivariantNetwork", "InvariantNetwork"]
 
 
-class _MessagePassing(nn.Module):
-    r"""Messages :math:`e_{ij} = e_{ji}` between all pairs of particles, node states :math:`v_i`, and moving positions.
-
-    Positions are divided by :math:`\sqrt{a^2 + h}`. With :math:`f` the :class:`RadialFeatures` of the current
-    positions :math:`x^l` and the products :math:`x^l_{ij} \cdot x^0_{ij}`, for :math:`l = 0, \dots, L - 1`
-
-    .. math::
-
-        e^l_{ij} &= e^{l-1}_{ij} + \phi\bigl(A_l e^{l-1}_{ij} + B_l f_{ij} + C_l (v_i + v_j) + c_l(h)\bigr) \\
-        v^l_i &= v^{l-1}_i + \phi\bigl(D_l \textstyle\sum_j e^l_{ij} + E_l v^{l-1}_i\bigr) \\
-        x^{l+1}_i &= x^l_i + N^{-1/2} \textstyle\sum_j \tanh(w_l \cdot e^l_{ij})\,
-            (x^l_i - x^l_j) / \sqrt{1 + |x^l_i - x^l_j|^2} .
-
-    :meth:`forward` returns messages ``(P, rows, width)``, node states ``(N, rows, width)``, and the first and the last
-    positions' pair differences, ``(P, rows, D)`` each.
-    """
+class _NoisedMessagePassing(MessagePassing):
+    r"""Messages between particles at a noise level :math:`h`: positions are divided by :math:`\sqrt{a^2 + h}`."""
 
     def __init__(
         self,
@@ -42,52 +27,22 @@ class _MessagePassing(nn.Module):
         finest_noise: float,
         smallest_sigma: float,
     ) -> None:
-        super().__init__()
         if width < 1 or depth < 1 or not input_scale > 0.0:
             raise ValueError(
                 "a network of particles needs width >= 1, depth >= 1 and input_scale > 0, got "
                 f"width={width}, depth={depth}, input_scale={input_scale}"
             )
-        self.pairs = ParticlePairs(num_particles, spatial_dim)
-        self.width = width
-        self.input_scale = input_scale
-        self.radial = RadialFeatures(num_radial, radius)
-        self.noise = NoiseEmbedding(
+        noise = NoiseEmbedding(
             width, smallest_sigma=smallest_sigma, num_frequencies=noise_frequencies, finest=finest_noise
         )
-        self.biases = nn.Linear(width, depth * width)
-        later = range(depth - 1)
-        self.distances = nn.ModuleList(
-            [nn.Linear(num_radial + (layer > 0), width, bias=False) for layer in range(depth)]
-        )
-        self.messages = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in later])
-        self.gathers = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in later])
-        self.moves = nn.ModuleList([nn.Linear(width, 1, bias=False) for _ in later])
-        self.sums = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
-        self.nodes = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in later])
-        for weight in self.moves.parameters():
-            nn.init.xavier_uniform_(weight, gain=0.1)
+        super().__init__(num_particles, spatial_dim, width, depth, noise, num_radial, radius, embedding_name="noise")
+        self.input_scale = input_scale
 
-    def forward(self, z: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def at_noise(self, z: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What :meth:`forward` returns, at variances that broadcast to ``(*batch)``."""
         h = variance_of_rows(variance, z)
         inverse_scale = (self.input_scale**2 + h).rsqrt().to(z.dtype).unsqueeze(-1)
-        first = self.pairs.differences(self.pairs.columns(z) * inverse_scale)
-        biases = self.biases(self.noise(h)).chunk(len(self.sums), -1)
-        difference, square = first, first.square().sum(-1)
-        message = silu(self.distances[0](self.radial(square)) + biases[0])
-        node = silu(self.sums[0](self.pairs.of_each(message)))
-        for layer, bias in enumerate(biases[1:]):
-            pull = self.moves[layer](message).tanh() * (1.0 + square).rsqrt().unsqueeze(-1)
-            moved = self.pairs.forces(pull * difference) / self.pairs.num_particles**0.5
-            difference = difference + self.pairs.differences(moved)
-            square = difference.square().sum(-1)
-            # A bounded product, so that the features stay of order one at every distance.
-            aligned = (difference * first).sum(-1, keepdim=True)
-            features = torch.cat([self.radial(square), aligned / (1.0 + aligned.square()).sqrt()], -1)
-            update = self.messages[layer](message) + self.distances[layer + 1](features)
-            message = message + silu(update + self.pairs.of_both(self.gathers[layer](node)) + bias)
-            node = node + silu(self.sums[layer + 1](self.pairs.of_each(message)) + self.nodes[layer](node))
-        return message, node, first, difference
+        return self(z, h, inverse_scale)  # type: ignore[no-any-return]
 
 
 class EquivariantNetwork(nn.Module):
@@ -120,6 +75,7 @@ class EquivariantNetwork(nn.Module):
 
     Source: after Satorras, Hoogeboom and Welling, arXiv 2102.09844, equations 3-6.
 
+    >>> import torch
     >>> network = EquivariantNetwork(4, 2)
     >>> network(torch.randn(3, 5, 6), 0.25).shape
     torch.Size([3, 5, 6])
@@ -146,7 +102,7 @@ class EquivariantNetwork(nn.Module):
         super().__init__()
         if num_scalars < 0:
             raise ValueError(f"num_scalars must not be negative, got {num_scalars}")
-        self.passing = _MessagePassing(
+        self.passing = _NoisedMessagePassing(
             num_particles,
             spatial_dim,
             width,
@@ -172,12 +128,9 @@ class EquivariantNetwork(nn.Module):
 
         :raises ShapeError: if a shape is wrong.
         """
-        pairs = self.passing.pairs
-        message, node, first, last = self.passing(z, variance)
-        w, w_last = (self.weights(message) + pairs.of_both(self.node_weights(node))).unbind(-1)
-        inverse = (1.0 + first.square().sum(-1)).rsqrt()
-        pair_vectors = (w * inverse).unsqueeze(-1) * first + (w_last * inverse).unsqueeze(-1) * last
-        vector = pairs.rows(pairs.forces(pair_vectors)).reshape(z.shape)
+        message, node, first, last = self.passing.at_noise(z, variance)
+        weights = self.weights(message) + self.passing.pairs.of_both(self.node_weights(node))
+        vector = self.passing.vectors(weights, first, last).reshape(z.shape)
         if not self.num_scalars:
             return vector
         scalars = softplus(self.scalars(node.mean(0)))
@@ -196,6 +149,7 @@ class InvariantNetwork(nn.Module):
     :param num_particles: :math:`N \ge 2`; further arguments as for :class:`EquivariantNetwork`.
     :param spatial_dim: :math:`D`.
 
+    >>> import torch
     >>> InvariantNetwork(4, 2)(torch.randn(3, 5, 6), 0.25).shape
     torch.Size([3, 5])
     """
@@ -215,7 +169,7 @@ class InvariantNetwork(nn.Module):
         smallest_sigma: float = 1e-4,
     ) -> None:
         super().__init__()
-        self.passing = _MessagePassing(
+        self.passing = _NoisedMessagePassing(
             num_particles,
             spatial_dim,
             width,
@@ -237,7 +191,7 @@ class InvariantNetwork(nn.Module):
 
         :raises ShapeError: if a shape is wrong.
         """
-        message, node, _, _ = self.passing(z, variance)
+        message, node, _, _ = self.passing.at_noise(z, variance)
         out: Tensor = self.pair_term(message.sum(0)) + self.particle_term(node.sum(0))
         return out.reshape(z.shape[:-1])
 

@@ -8,13 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from pyro_boltzmann.diffusion.networks.embedding import (
-    SOFTPLUS_IS_ONE,
-    FourierFeatures,
-    NoiseEmbedding,
-    variance_of_rows,
-)
+from pyro_boltzmann.diffusion.networks.embedding import SOFTPLUS_IS_ONE, NoiseEmbedding, variance_of_rows
 from pyro_boltzmann.exceptions import ShapeError
+from pyro_boltzmann.transforms.fourier_features import FourierFeatures
 
 __all__ = ["EnergyMLP", "ScoreMLP"]
 

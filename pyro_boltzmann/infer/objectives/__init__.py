@@ -2,6 +2,7 @@
 
 from pyro_boltzmann.infer.objectives.alpha2 import Alpha2
 from pyro_boltzmann.infer.objectives.denoising import IDEM, BEnDEM, DenoisingObjective, EnDEM
+from pyro_boltzmann.infer.objectives.flow_matching import FlowMatching
 from pyro_boltzmann.infer.objectives.forward_kl import ForwardKL
 from pyro_boltzmann.infer.objectives.log_variance import LogVariance
 from pyro_boltzmann.infer.objectives.named import OBJECTIVE_NAMES, named_objective
@@ -19,6 +20,7 @@ __all__ = [
     "BEnDEM",
     "DenoisingObjective",
     "EnDEM",
+    "FlowMatching",
     "ForwardKL",
     "LogVariance",
     "PathObjective",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_boltzmann.infer.objectives.alpha2 import Alpha2
 from pyro_boltzmann.infer.objectives.denoising import IDEM, BEnDEM, DenoisingObjective, EnDEM
+from pyro_boltzmann.infer.objectives.flow_matching import FlowMatching
 from pyro_boltzmann.infer.objectives.log_variance import LogVariance
 from pyro_boltzmann.infer.objectives.path_objective import PathObjective
 from pyro_boltzmann.infer.objectives.target_score import TargetScoreMatching
@@ -17,7 +18,7 @@ __all__ = ["OBJECTIVE_NAMES", "named_objective"]
 
 OBJECTIVE_NAMES = (
     *("reverse_kl", "forward_kl", "log_variance", "trajectory_balance", "alpha_2", "target_score"),
-    *("idem", "endem", "bendem"),
+    *("idem", "endem", "bendem", "flow_matching"),
 )
 """What :func:`~pyro_boltzmann.fit` takes as ``objective``."""
 
@@ -43,6 +44,12 @@ def named_objective(
         if weight_power != 1:
             raise ValueError("target_score learns the target itself; weight_power has no use there, leave it out")
         return TargetScoreMatching(num_particles, data=data, log_weights=log_weights)
+    if name == "flow_matching":
+        if data is None:
+            raise ValueError(
+                "flow_matching needs data: pass data= with unconstrained latents (n, latent_dim) or weighted draws"
+            )
+        return FlowMatching(data, log_weights, num_particles, weight_power=weight_power)
     denoising: dict[str, type[DenoisingObjective]] = {"idem": IDEM, "endem": EnDEM, "bendem": BEnDEM}
     if name in denoising:
         if data is not None:

@@ -32,6 +32,11 @@ class ParticleField(VelocityField):
         self.bias = nn.Parameter(torch.zeros(self.num_times))
 
     @property
+    def dim(self) -> int:
+        """:math:`(N - 1) D`."""
+        return self.pairs.basis.dim
+
+    @property
     def spatial_dim(self) -> int:
         """:math:`D`."""
         return self.pairs.basis.spatial_dim
