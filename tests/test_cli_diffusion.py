@@ -70,7 +70,14 @@ def test_programs_and_energies_of_ones_own(text: str) -> None:
     assert set(draws.info["training"]) == {"step", "loss"}
 
 
-def test_a_time_limit_stops_it_and_more_time_continues_it(capsys: Any) -> None:
+def test_a_time_limit_below_that_of_its_teacher_is_an_error(capsys: Any) -> None:
+    assert sample("gmm40", "--sampler", "diffusion", "--minutes", "1e-6") == 2
+    assert "Give fit more time" in capsys.readouterr().err
+
+
+def test_a_time_limit_stops_it_and_more_time_continues_it(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its teacher has all the time it wants.
+    monkeypatch.setattr(pb.TargetScoreMatching, "deadline", property(lambda _: None, lambda *_: None))
     assert sample("gmm40", "--sampler", "diffusion", "--minutes", "1e-6") == 0
     stopped = read_report("run/report.json")
     assert any("time limit after 1 updates" in reason for reason in stopped["reasons"])

@@ -117,7 +117,11 @@ def test_methods_by_name() -> None:
     chosen = recipe("best", target, plan, share=0.5)
     assert chosen.fit["num_steps"] == plan.updates // 2 and chosen.guide["kind"] == plan.kind
     with pytest.raises(UnknownMethodError, match=r"published settings exist for .*use --method best"):
-        recipe("idem", catalogue["many_well32"], plan)
+        recipe("idem", catalogue["funnel10"], plan)
+    with pytest.raises(UnknownMethodError, match=r"are compared on gmm40, dw4"):
+        recipe("idem", catalogue["lj13"], PLANS["lj13"], compared=True)
+    brief = recipe("bendem", target, plan, share=0.5, compared=True)
+    assert brief.guide["num_steps"] == plan.shortened_steps(0.5) and brief.fit["schedule"] == "cosine"
     published = published_settings("idem", "gmm40")
     found = recipe("idem", target, plan)
     assert found.guide == {"kind": "score", "schedule": published.schedule, "num_steps": published.num_steps}

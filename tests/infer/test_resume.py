@@ -115,7 +115,7 @@ def test_energy_that_fails_in_an_update(name, tmp_path):
 
     def energy(x):
         calls.append(x)
-        if len(calls) == 50:
+        if len(calls) == 40:
             raise Stop
         return two_wells(x)
 

