@@ -254,7 +254,23 @@ def _ranking_lines(results: Results) -> list[str]:
         if holds
         else ("By no measure does BEnDEM beat EnDEM and EnDEM beat iDEM.")
     )
-    return [f"At equal time: {verdict}", "\n".join(lines)]
+    return [f"At equal time: {verdict}", "\n".join(lines), _why(results)]
+
+
+def _why(results: Results) -> str:
+    """Where the methods part: the loss of their scores where there is most noise."""
+    lost = {
+        method: (median(run["scores"]["sigma"][-1] for run in runs), median(run["scores"]["loss"][-1] for run in runs))
+        for method, runs in results.seeds.items()
+    }
+    parts = [
+        f"{f'{loss:,.0f}' if loss >= 100 else f'{loss:.2g}'} for {method} (at sigma = {sigma:.3g})"
+        for method, (sigma, loss) in lost.items()
+    ]
+    return (
+        "They part where there is much noise, and few of the points around a state count in its estimate. There the "
+        f"loss of the score, sigma^2 E|s - target|^2 / d, is {', '.join(parts)}; that of an exact score is at most one."
+    )
 
 
 def _yes(value: bool | None) -> str:
