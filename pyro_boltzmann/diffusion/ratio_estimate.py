@@ -136,9 +136,10 @@ def mixed_score(
         \lambda = \frac{\sum \alpha_i \cdot \delta_i + 3 C / n^2}{\sum |\delta_i|^2 + 3 (C + d) / n^2}, \qquad
         1 - \lambda = \frac{-\sum \beta_i \cdot \delta_i + 3 d / n^2}{\sum |\delta_i|^2 + 3 (C + d) / n^2},
 
-    each kept within [0, 1]. One point alone gives :math:`\lambda = h / (s^2 + h)`, which tends to the target form
-    without noise and to Tweedie's with much; many points give :math:`\lambda^*` up to :math:`O(n^{-3/2})`, and scores
-    change by :math:`O(n^{-2})`. Antithetic pairs are summed first, because it is pairs that are independent.
+    each kept within [0, 1]. One point alone gives a share whose parts have the expectations :math:`h / s^2` and 1, so
+    it tends to the target form without noise and to Tweedie's with much; many independent points of equal weight give
+    :math:`\lambda^*` up to :math:`O(n^{-3/2})`, and scores change by :math:`O(n^{-2})`. Antithetic pairs are summed
+    first, because it is pairs that are independent.
 
     A single point, or one that carries all weight, tells nothing of its variance, which is then infinite.
 

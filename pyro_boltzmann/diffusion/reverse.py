@@ -158,11 +158,14 @@ class ReverseDiffusion(StochasticBlock):
             score, spread = self._field.score_and_spread(x, h)
         else:
             score, spread = known, cast(Any, self._field).spread(x, h)
-        if self.max_score is not None:
-            bound = self.max_score * math.sqrt(self.dim / h)
-            score = score * (bound / (score.norm(dim=-1, keepdim=True) + 1e-30)).clamp_max(1.0)
         # Whatever the model says, the step stays a bijection.
         score = torch.where(score.isfinite(), score, 0.0)
+        if self.max_score is not None:
+            bound = self.max_score * math.sqrt(self.dim / h)
+            # In units of the largest entry, so that no square overflows; at zero there is a gradient too.
+            largest = score.abs().amax(-1, keepdim=True).clamp_min(bound)
+            square = (score / largest).square().sum(-1, keepdim=True).clamp_min((bound / largest).square())
+            score = score * (bound / (largest * square.sqrt()))
         spread = torch.where(spread > SMALLEST_SPREAD, spread, SMALLEST_SPREAD).clamp_max(1.0 / SMALLEST_SPREAD)
         variance = step * (h_next / h) + step * step / h * spread
         return x + step * score, variance.sqrt(), step

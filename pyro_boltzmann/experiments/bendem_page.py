@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -113,24 +113,28 @@ def write_results(results: Results, references: References | None, out: Path) ->
     return report
 
 
-def ranking(first: Mapping[str, Metric], second: Mapping[str, Metric]) -> dict[str, bool | None]:
-    """By which measures the first beats the second; ``None`` where one of them has no value.
+def ranking(first: Sequence[Mapping[str, Metric]], second: Sequence[Mapping[str, Metric]]) -> dict[str, str]:
+    """By which measures each seed of the first beats every seed of the second: yes, no (the reverse), or overlap.
 
-    >>> ranking({"ess": Metric(0.5)}, {"ess": Metric(0.2)})
-    {'ess': True}
+    >>> ranking([{"ess": Metric(0.5)}, {"ess": Metric(0.4)}], [{"ess": Metric(0.2)}, {"ess": Metric(0.3)}])
+    {'ess': 'yes'}
     """
     return {
-        name: _beats(first[name], second[name], sign)
+        name: _beat([_merit(rows[name], sign) for rows in first], [_merit(rows[name], sign) for rows in second])
         for name, (_, sign) in COMPARED.items()
-        if name in first and name in second
+        if all(name in rows for rows in (*first, *second))
     }
 
 
-def _beats(first: Metric, second: Metric, sign: float) -> bool | None:
-    if first.value is None or second.value is None:
-        # Weighted distances need a few effective draws; not to have them is to lose.
-        return None if first.value is second.value else second.value is None
-    return sign * first.value > sign * second.value
+def _merit(metric: Metric, sign: float) -> float:
+    # Weighted distances need a few effective draws; not to have them is to lose.
+    return -math.inf if metric.value is None else sign * metric.value
+
+
+def _beat(first: list[float], second: list[float]) -> str:
+    if min(first) > max(second):
+        return "yes"
+    return "no" if max(first) < min(second) else "overlap"
 
 
 def _models(results: Results) -> dict[str, Rows]:
@@ -204,7 +208,7 @@ def _notes(results: Results) -> list[str]:
         notes.append(f"a shortened run: {results.share:.1%} of the planned training, one seed")
     for method, runs in results.seeds.items():
         late = sum(run["stopped"] == "time" for run in runs)
-        if late and method == "best":
+        if late and (method == "best" or results.method == "all"):
             notes.append(f"{method}: {late} of {len(runs)} trainings ended by the clock, before their last update")
     for method, resampled in results.replicates.items():
         plain = sum(not one["resampled"] for one in resampled)
@@ -241,40 +245,38 @@ def _introduction(results: Results) -> str:
 def _ranking_lines(results: Results) -> list[str]:
     if len(results.seeds) < 2:
         return []
-    middle = {method: median_rows([_rows_of(run) for run in runs]) for method, runs in results.seeds.items()}
-    idem, endem, bendem = (middle[name] for name in PUBLISHED)
-    upper, lower, ours = ranking(bendem, endem), ranking(endem, idem), ranking(middle["best"], bendem)
-    lines = ["| by the median of | BEnDEM beats EnDEM | EnDEM beats iDEM | ours beats BEnDEM |", "|---|---|---|---|"]
-    lines += [
-        f"| {COMPARED[name][0]} | {_yes(upper[name])} | {_yes(lower[name])} | {_yes(ours[name])} |" for name in upper
-    ]
-    holds = [COMPARED[name][0] for name in upper if upper[name] and lower[name]]
-    verdict = (
-        f"BEnDEM beats EnDEM and EnDEM beats iDEM by {', '.join(holds)}."
-        if holds
-        else ("By no measure does BEnDEM beat EnDEM and EnDEM beat iDEM.")
-    )
-    return [f"At equal time: {verdict}", "\n".join(lines), _why(results)]
+    seeds = {method: [_rows_of(run) for run in runs] for method, runs in results.seeds.items()}
+    idem, endem, bendem = (seeds[name] for name in PUBLISHED)
+    upper, lower, ours = ranking(bendem, endem), ranking(endem, idem), ranking(seeds["best"], bendem)
+    lines = ["| in every seed, by | BEnDEM beats EnDEM | EnDEM beats iDEM | ours beats BEnDEM |", "|---|---|---|---|"]
+    lines += [f"| {COMPARED[name][0]} | {upper[name]} | {lower[name]} | {ours[name]} |" for name in upper]
+    verdicts = [_verdict("BEnDEM", "EnDEM", upper), _verdict("EnDEM", "iDEM", lower)]
+    return [" ".join(verdicts), "\n".join(lines), _scores_at_much_noise(results)]
 
 
-def _why(results: Results) -> str:
-    """Where the methods part: the loss of their scores where there is most noise."""
-    lost = {
-        method: (median(run["scores"]["sigma"][-1] for run in runs), median(run["scores"]["loss"][-1] for run in runs))
-        for method, runs in results.seeds.items()
-    }
-    parts = [
-        f"{f'{loss:,.0f}' if loss >= 100 else f'{loss:.2g}'} for {method} (at sigma = {sigma:.3g})"
-        for method, (sigma, loss) in lost.items()
-    ]
-    return (
-        "They part where there is much noise, and few of the points around a state count in its estimate. There the "
-        f"loss of the score, sigma^2 E|s - target|^2 / d, is {', '.join(parts)}; that of an exact score is at most one."
-    )
+def _verdict(first: str, second: str, found: Mapping[str, str]) -> str:
+    by = {answer: [COMPARED[name][0] for name in found if found[name] == answer] for answer in ("yes", "no")}
+    gains, losses = (", ".join(by[answer]) or "nothing" for answer in ("yes", "no"))
+    return f"{first} beats {second} in every seed by {gains}, and loses in every seed by {losses}."
 
 
-def _yes(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: "n/a"}[value]
+def _scores_at_much_noise(results: Results) -> str:
+    """How wrong the scores are at the most noise that all methods have."""
+    noisiest = min(run["scores"]["sigma"][-1] for runs in results.seeds.values() for run in runs)
+    kind = "error" if all("error" in run["scores"] for runs in results.seeds.values() for run in runs) else "loss"
+    parts = []
+    for method, runs in results.seeds.items():
+        values = [
+            min(zip(run["scores"]["sigma"], run["scores"][kind], strict=True), key=lambda pair: abs(pair[0] - noisiest))
+            for run in runs
+        ]
+        found = median(value for _, value in values)
+        parts.append(f"{f'{found:,.0f}' if found >= 100 else f'{found:.2g}'} ({method})")
+    what = {
+        "error": "the rms error of the score, in units of the rms score",
+        "loss": "the loss of the score, sigma^2 E|s - target|^2 / d, which is about one for a score of zero",
+    }[kind]
+    return f"At sigma = {noisiest:.3g}, {what}, is in the median {', '.join(parts)}."
 
 
 _WHAT = {
@@ -283,11 +285,14 @@ _WHAT = {
         "short sequential Monte Carlo run, `idem`, `endem` and `bendem` are the published objectives."
     ),
     True: (
-        "Diffusion samplers learned from the energy alone, each trained for the same time: the published objectives "
+        "Diffusion samplers learned from the energy alone, each in three minutes at most: the published objectives "
         "iDEM, EnDEM and BEnDEM, and `best`, target score matching on the weighted draws of a short sequential Monte "
         "Carlo run. The three have the same network around the target's own energy, 256 states an update from a buffer "
         "with importance weights, 100 points around each, noise from a quarter of a mode's width on, a cosine "
-        "learning rate and a learned spread: their authors' settings are for hours."
+        "learning rate (to 1 %, unless the clock ends the training before) and a learned spread: their authors' "
+        "settings are for hours. Energies are weighted by their estimated variance. iDEM's targets are clipped as "
+        "published. Once its teacher has begun, BEnDEM has 34 points, 32 of them the teacher's, and it samples with "
+        "the teacher, an average of its parameters."
     ),
 }
 

@@ -45,7 +45,7 @@ BRIEF_UPDATES = {
     "gmm40": {"idem": 7200, "endem": 8400, "bendem": 5000},
     "dw4": {"idem": 4000, "endem": 4800, "bendem": 1500},
 }
-"""As many as three minutes hold on one core."""
+"""About as many as three minutes hold on one core; the clock ends what takes longer."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def published_settings(method: str, target_name: str) -> DenoisingSettings:
     """The settings of ``"idem"``, ``"endem"`` or ``"bendem"`` for a target.
 
     Lengths are multiplied by the repositories' unit, scores divided by it. Reverse processes are spaced evenly in the
-    log-variance here, whatever was published, because their weights need it; the frame is not theirs either.
+    log-variance here, whatever was published, because their weights need it; the frame, and the bound on a
+    step's drift, are not theirs either.
 
     :raises ValueError: for a method or a target without published settings.
 
@@ -132,9 +133,9 @@ def brief_settings(method: str, target_name: str) -> DenoisingSettings:
 
     The published ones, of which three minutes on a CPU hold a hundredth, were made for hours. Here each method has
     256 states from a buffer with importance weights and 100 points around each, noise from a quarter of a mode's width
-    on, a frame that knows this width, a spread learned alongside, and a learning rate that falls to zero; energies are
-    weighted by their variance. BEnDEM's teacher has a third of the student's variance, and begins when two looks of 20
-    updates saw no progress; 32 of then 34 points are its own.
+    on, a frame that knows this width, a spread learned alongside, and a learning rate that falls to a hundredth;
+    energies are weighted by their variance. BEnDEM's teacher has a third of the student's variance, and begins when two
+    looks of 20 updates saw no progress; 32 of then 34 points are its own.
 
     :raises ValueError: for a method or a target that is not compared.
 

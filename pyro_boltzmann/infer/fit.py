@@ -214,8 +214,8 @@ def _train(
                 run.own.deadline = None
     run.tick()
     _save(run, file)
-    # After the last checkpoint: a run that is continued goes on from scales that no training has seen.
-    run.adapt_moves()
+    # After the last checkpoint, so that a run that is continued goes on as an unbroken one.
+    run.adapt_moves(lambda: limits.reached(result) is not None)
 
 
 def _show(bar: tqdm[Any], result: FitResult) -> None:

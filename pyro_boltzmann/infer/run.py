@@ -196,22 +196,24 @@ class TrainingRun:
         _adapt_scales(self.guide, objective.last_paths, self.recipe.adapt_rate)
 
     @torch.no_grad()
-    def adapt_moves(self) -> None:
-        """Adapt the scales of moves that no evaluation of the objective has made, on paths of the trained guide.
-
-        The random numbers of this are put back, so that a run goes on as if it had not been.
+    def adapt_moves(self, is_over: Callable[[], bool]) -> None:
+        """Adapt the scales of moves that no evaluation of the objective has made, on paths of the trained guide, until
+        the limits are reached. The random numbers of this are put back, so that a run goes on as if it had not been.
         """
         guide, own = self.guide, self.own
         if own is None or own.looks_forward or not self.recipe.adapt_rate or not isinstance(guide, AutoStochasticFlow):
             return
         if not any(isinstance(b, MetropolisAdjusted) and b.adapt for b in guide.get_transform().stochastic_blocks):
             return
-        with kept_generators(), count_evaluations() as count:
+        with kept_generators():
             for index in range(ADAPTATION_BATCHES):
-                paths = guide.sample_paths(self.recipe.num_particles, *self.args, **self.kwargs)
-                _adapt_scales(guide, paths, (1.0 + index) ** -0.6)
-        self.result.evaluations = self.result.evaluations + count
-        self.tick()
+                if is_over():
+                    break
+                with count_evaluations() as count:
+                    paths = guide.sample_paths(self.recipe.num_particles, *self.args, **self.kwargs)
+                    _adapt_scales(guide, paths, (1.0 + index) ** -0.6)
+                self.result.evaluations = self.result.evaluations + count
+                self.tick()
 
     # Records -----------------------------------------------------------------------------------------------------
 

@@ -189,6 +189,30 @@ def test_the_bound_on_the_score_is_in_units_of_the_noise():
     torch.testing.assert_close((mean - x).norm(dim=-1), torch.full((10,), step * 2.0, dtype=torch.float64))
 
 
+def test_bounded_scores_have_gradients_at_zero_and_far_out():
+    """Zero, within, beyond, and so far beyond that squares overflow: the same direction, a finite gradient."""
+
+    class Linear:
+        def __init__(self):
+            self.k = torch.ones((), requires_grad=True)
+
+        def score_and_spread(self, x, variance):
+            return -self.k * x, torch.ones_like(x)
+
+    field = Linear()
+    block = ReverseDiffusion(field, 2, [4.0, 1.0], max_score=2.0)
+    x = torch.tensor([[0.0, 0.0], [0.1, -0.2], [30.0, -40.0], [3e30, -4e30]])
+    mean, _, step = block._forward_kernel(x, 0)
+    bound = 2.0 * (2 / 4.0) ** 0.5
+    expected = torch.tensor([[0.0, 0.0], [-0.1, 0.2], [-0.6 * bound, 0.8 * bound], [-0.6 * bound, 0.8 * bound]])
+    torch.testing.assert_close((mean - x)[:3] / step, expected[:3], rtol=1e-5, atol=1e-5)
+    (mean - x)[:3].sum().backward(retain_graph=True)
+    torch.testing.assert_close(field.k.grad, torch.tensor(step * 0.1))  # of the row within the bound alone
+    field.k.grad = None
+    mean[3].sum().backward()
+    assert field.k.grad.isfinite()
+
+
 @pytest.mark.parametrize("levels", [[1.0], [1.0, 1.0], [1.0, 2.0], [1.0, -0.1], [math.inf, 0.0], [[1.0, 0.0]]])
 def test_levels_that_do_not_fall_are_refused(levels):
     with pytest.raises(ValueError, match="varian"):

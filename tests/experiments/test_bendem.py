@@ -105,10 +105,12 @@ def test_median_and_worst_know_what_is_better() -> None:
              ((0.9, 4.0, -0.3), (0.5, None, 0.1), (0.7, 6.0, 0.2))]  # fmt: skip
     assert [median_rows(seeds)[name].value for name in seeds[0]] == [0.7, 6.0, 0.2]
     assert [worst_rows(seeds)[name].value for name in seeds[0]] == [0.5, None, -0.3]
-    assert ranking({"ess": Metric(0.5), "x_w2": Metric(4.0)}, {"ess": Metric(0.6), "x_w2": Metric(None)}) == {
-        "ess": False,
-        "x_w2": True,
+    assert ranking([{"ess": Metric(0.5), "x_w2": Metric(4.0)}], [{"ess": Metric(0.6), "x_w2": Metric(None)}]) == {
+        "ess": "no",
+        "x_w2": "yes",
     }
+    overlapping = ranking([{"ess": Metric(e)} for e in (0.1, 0.3)], [{"ess": Metric(e)} for e in (0.05, 0.2)])
+    assert overlapping == {"ess": "overlap"}
 
 
 def test_methods_by_name() -> None:

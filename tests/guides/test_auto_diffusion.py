@@ -393,3 +393,17 @@ def test_resampling_by_estimates_follows_the_seed():
         draws = pb.importance_sample(guide.model, guide, num_samples=200, seed=5, resample_below=0.95)
         weights.append(draws.log_weights)
     assert weights[0].equal(weights[1])
+
+
+def test_moves_are_not_adapted_beyond_the_limits():
+    model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 2)
+    spent = []
+    for limits in ({}, {"max_evaluations": 1}):
+        guide = pb.AutoDiffusion(
+            model, kind="energy", num_steps=4, num_segments=2, num_moves=1, frame=pb.Frame.guess(2)
+        )
+        objective = pb.EnDEM(8, num_noise=4, num_refresh=8)
+        result = pb.fit(model, guide, objective=objective, num_steps=1, seed=0, progress=False, **limits)
+        spent.append((result.steps, result.evaluations.values + result.evaluations.gradients))
+    (steps, free), (_, bounded) = spent
+    assert steps == 1 and bounded < free / 2

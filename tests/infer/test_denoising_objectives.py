@@ -306,11 +306,36 @@ def test_log_z_is_guessed_from_the_base():
     model, guide = diffusion(lambda x: 0.5 * x.square().sum(-1) - 30.0, 1, "energy", frame=Frame.guess(1), num_steps=5)
     objective = pb.BEnDEM(8, num_noise=10, num_refresh=4000)
     torch.manual_seed(5)
-    objective.loss(model, guide)
+    objective.differentiable_loss(model, guide)
     v = float(guide.base_scale) ** 2  # of the base: E w^2 / (E w)^2 = v / sqrt(2 v - 1) for a standard normal target
     error = ((v / (2 * v - 1) ** 0.5 - 1) / 4000) ** 0.5
     assert abs(guide.field.log_z.item() - 30.0 - 0.5 * math.log(2 * math.pi)) < SIGMAS * error
     assert objective.teacher.log_z.equal(guide.field.log_z)
+
+
+def test_a_bad_guess_of_log_z_is_not_taken():
+    """Few effective draws say at best that log Z is larger. A value is asked for without changing the guide."""
+    target = lambda x: 0.5 * x.square().sum(-1) / 0.01 - 30.0  # noqa: E731
+    model, guide = diffusion(target, 4, "energy", frame=Frame.guess(4, 1.0, 0.1), num_steps=5)
+    truth = 30.0 + 2.0 * math.log(2 * math.pi * 0.01)
+    with torch.no_grad():
+        guide.field.log_z.fill_(truth)
+    torch.manual_seed(0)
+    objective = pb.EnDEM(16, num_noise=10)
+    objective.loss(model, guide)
+    assert guide.field.log_z.item() == pytest.approx(truth)
+    objective.begin()
+    objective.differentiable_loss(model, guide)
+    assert guide.field.log_z.item() == pytest.approx(truth)
+    with torch.no_grad():
+        guide.field.log_z.fill_(-1e3)
+    objective.begin()
+    objective.loss(model, guide)
+    assert guide.field.log_z.item() == -1e3
+    objective.begin()
+    objective.differentiable_loss(model, guide)
+    # A lower bound in probability: above log Z + 12 once in 160,000 times.
+    assert -1e3 < guide.field.log_z.item() < truth + 12.0
 
 
 def test_clipping_of_particles_is_per_particle():

@@ -232,8 +232,9 @@ class TargetScoreMatching(PathObjective):
             raise OutOfTimeError(
                 f"sequential Monte Carlo took {spent:.3g} s of the {left:.3g} s that max_seconds leaves, so there is "
                 "no time to learn from its draws, and the last of its temperatures may have been skipped. Give fit "
-                f"more time, or take fewer draws (num_draws={self.num_draws}); draws that are good enough can be "
-                "learned from with fit(..., data=objective.teacher)"
+                f"more time, or take fewer draws (num_draws={self.num_draws}); draws that are good enough, which an "
+                "objective keeps as its teacher, can be learned from with fit(..., objective='target_score', "
+                "data=objective.teacher)"
             )
         warn_of_few_roots(draws)
         return draws

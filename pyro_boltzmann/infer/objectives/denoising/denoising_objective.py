@@ -160,7 +160,7 @@ class DenoisingObjective(PathObjective):
         self._meet(guide)
         self._advance(guide)
         if not len(self.buffer) or self._age % self.refresh_every == 0:
-            self._refresh(guide)
+            self._refresh(guide, learning=torch.is_grad_enabled())
         self._age += 1
         if not len(self.buffer):
             return torch.full((), torch.inf)
@@ -201,13 +201,14 @@ class DenoisingObjective(PathObjective):
         return NoisedBatch(x0, x, h)
 
     @torch.no_grad()
-    def _refresh(self, guide: AutoDiffusion) -> None:
+    def _refresh(self, guide: AutoDiffusion, *, learning: bool) -> None:
         """Put a batch of new points into the buffer: of the base if it is empty, else of the reverse process."""
         loc, scale = guide.base_loc, guide.base_scale
         noise = torch.randn(self.num_refresh, len(loc), dtype=loc.dtype, device=loc.device)
         x, log_q = loc + scale * noise, guide._base_log_prob(noise)
         if not len(self.buffer):
-            self._first_points(guide, x, log_q)
+            if learning:
+                self._first_points(guide, x, log_q)
         else:
             block = ReverseDiffusion(self._sampler(guide), len(loc), guide.variances, max_score=guide.max_drift)
             result = block.to(loc.device).stream(x)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.diagnostics.weights import kish_ess
 from pyro_boltzmann.diffusion.estimators import Correction, denoising_estimate, noised_energy
 from pyro_boltzmann.diffusion.networks import PreconditionedEnergy
 from pyro_boltzmann.diffusion.proposals import BufferProposal
@@ -21,6 +22,9 @@ from pyro_boltzmann.infer.objectives.denoising.denoising_objective import (
 )
 
 __all__ = ["EnDEM", "EnergyEstimate"]
+
+FEWEST_EFFECTIVE = 20.0
+"""Effective draws of the base below which their log Z is a lower bound at best."""
 
 
 class EnergyEstimate(NamedTuple):
@@ -51,8 +55,9 @@ class EnDEM(DenoisingObjective):
     :param num_particles: as for :class:`DenoisingObjective`, like the further settings.
     :param noiseless_weight: :math:`w_0`. Not used where the guide's energy is the target's without noise
         (``use_target=True``).
-    :param guess_log_z: begin with the estimate of :math:`\log Z` that the base's draws give, one energy each; a
-        parameter that moves by the learning rate an update is long in finding tens of nats.
+    :param guess_log_z: begin with the estimate of :math:`\log Z` that the base's draws give, one energy each, where 20
+        of them are effective or it exceeds the guide's own; a parameter that moves by the learning rate an update is
+        long in finding tens of nats.
     :param correction: ``"jackknife"`` removes most of the bias of :math:`E_K` where enough points count.
     :raises TypeError: at the first evaluation, for a guide without ``kind="energy"``.
 
@@ -98,9 +103,13 @@ class EnDEM(DenoisingObjective):
         if not self.guess_log_z:
             return
         log_weights = -energy_value(guide.energy, x).double() - log_q
-        log_z = log_weights[log_weights.isfinite()].logsumexp(0) - math.log(len(x))
-        if bool(log_z.isfinite()):
-            cast(PreconditionedEnergy, guide.field).log_z.fill_(float(log_z))
+        log_weights = torch.where(log_weights.isfinite(), log_weights, -torch.inf)
+        if not bool(log_weights.isfinite().any()):
+            return
+        guess, known = float(log_weights.logsumexp(0)) - math.log(len(x)), cast(PreconditionedEnergy, guide.field).log_z
+        # By Markov's inequality a guess exceeds log Z + t with probability exp(-t) at most.
+        if guess > float(known) or kish_ess(log_weights) * len(x) >= FEWEST_EFFECTIVE:
+            known.fill_(guess)
 
     def _regress(self, guide: AutoDiffusion, batch: NoisedBatch) -> Regression:
         field = cast(PreconditionedEnergy, guide.field)
