@@ -16,7 +16,6 @@ from pyro_boltzmann.experiments.equivariant_page import EquivariantResults, writ
 from pyro_boltzmann.experiments.equivariant_scores import score
 from pyro_boltzmann.experiments.equivariant_solvers import SOLVERS, divergence_costs, train_by_solver
 from pyro_boltzmann.experiments.equivariant_training import (
-    continuous_part,
     learn_data,
     learn_energy,
     polish,
