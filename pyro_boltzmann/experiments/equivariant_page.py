@@ -88,7 +88,7 @@ def write_equivariant_results(results: EquivariantResults, data: ParticleData, o
     write_report(report, out / "report.json")
     solvers, divergences = tables.pop(_SOLVERS), tables.pop(_DIVERGENCES)
     tables |= {_SOLVERS: solvers, _DIVERGENCES: divergences}
-    columns = ["nll", "ess", "log_z", "mean_energy", "khat", "updates", "cpu_seconds"]
+    columns = ["nll", "nll_excess", "ess", "log_z", "mean_energy", "khat", "updates", "cpu_seconds"]
     write_results_page(
         out / f"{results.experiment}.md",
         report,
@@ -199,12 +199,14 @@ def _introduction(results: EquivariantResults, nll: Metric) -> str:
     own = "" if nll.floor is None else f" on these very test data it is {nll.floor:.3f}."
     return f"""\
 `nll` is the negative log-likelihood of test configurations, in nats on the mean-free subspace, normalised.{best}{own}
-`ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights are exact
+`nll_excess` is the mean of log p - log q over them, the Kullback-Leibler divergence from the target, known more
+precisely. `ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights are exact
 for its discrete map. Training, validation and test data come from separate systems of the project's own sampler.
 
 The headline is the graph field on {results.headline_size:,} configurations: flow matching on pairs aligned over
-permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), then {plan.polish[0]} updates,
-or what this run's share of them is, of maximum likelihood and reverse KL in equal parts; both stages are in the table.
+permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), then a polish of
+{max(2, round(plan.polish[0] * results.share))} updates by maximum likelihood and reverse KL in equal parts, with
+Hutchinson's estimate of the divergence; both stages are in the table.
 `energy alone` has seen no data. Below, each model has {plan.sweep * results.share:.3g} s for each size of the training
 set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and `_augmented` models are shown
 data that are turned, mirrored and permuted at random. All keep the state that was best on validation data. The ways to

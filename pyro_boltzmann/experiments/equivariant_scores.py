@@ -24,7 +24,7 @@ from pyro_boltzmann.infer import importance_sample
 from pyro_boltzmann.transforms.continuous import ContinuousTransform
 from pyro_boltzmann.transforms.continuous.network_field import NetworkField
 
-__all__ = ["nll_metric", "score"]
+__all__ = ["excess_metric", "nll_metric", "score"]
 
 DRAW_STEPS, DENSITY_STEPS = 10, 16
 """Runge-Kutta steps of draws, whose weights are those of the discrete map, and of log-densities of data."""
@@ -58,6 +58,21 @@ def nll_metric(log_q: Tensor, target: ParticleTarget, rows: Tensor) -> Metric:
     )
 
 
+def excess_metric(log_q: Tensor, target: ParticleTarget, rows: Tensor) -> Metric:
+    r"""How far the likelihood is from the best, datum by datum:
+
+    .. math:: \mathrm{KL}(p \,\|\, q) = E_p[\log p(x) - \log q(x)], \qquad \log p = -u - \log Z ,
+
+    with a smaller error than the likelihood's own, since both vary together. Never negative but for chance.
+
+    :param log_q: ``(n,)``, like the data in ``rows`` ``(n, dim)``.
+    """
+    assert target.log_z is not None
+    excess = -energy_value(target.energy, rows).double() - target.log_z - log_q
+    error = float(excess.std()) / math.sqrt(len(excess)) if len(excess) > 1 else None
+    return Metric(float(excess.mean()), error, truth=0.0, num_samples=len(excess))
+
+
 @torch.no_grad()
 def score(
     guide: AutoStochasticFlow,
@@ -70,7 +85,7 @@ def score(
     save_to: Path | None = None,
     keep_to: Path | None = None,
 ) -> dict[str, Any]:
-    """Rows of a report in JSON: ``nll`` of test data, ``log_z``, ``ess``, ``khat`` and others of weighted draws, and
+    """Rows of a report in JSON: ``nll`` of test data and its excess, ``log_z``, ``ess``, ``khat`` and others of weighted draws, and
     what training and scoring cost.
 
     :param save_to: netCDF file for the draws.
@@ -80,7 +95,10 @@ def score(
     for block in guide.get_transform().blocks:
         if isinstance(block, ContinuousTransform):
             block.configure(num_steps=DENSITY_STEPS, divergence="exact", solver="dto", method="rk4")
-    rows = {"nll": nll_metric(likelihoods(guide, test), target, test)}
+    log_q = likelihoods(guide, test)
+    rows = {"nll": nll_metric(log_q, target, test)}
+    if target.log_z is not None:
+        rows["nll_excess"] = excess_metric(log_q, target, test)
     for block in guide.get_transform().blocks:
         if isinstance(block, ContinuousTransform):
             is_network = isinstance(block.field, NetworkField)

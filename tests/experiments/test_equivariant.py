@@ -13,7 +13,7 @@ from pyro_boltzmann import cli
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.experiments.equivariant import DW2, DW4
 from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, MODELS, symmetry_of
-from pyro_boltzmann.experiments.equivariant_scores import nll_metric, score
+from pyro_boltzmann.experiments.equivariant_scores import excess_metric, nll_metric, score
 from pyro_boltzmann.experiments.equivariant_solvers import divergence_costs
 from pyro_boltzmann.experiments.equivariant_training import BestState, likelihoods
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching, draw_pairs
@@ -64,7 +64,8 @@ def test_likelihood_of_an_untrained_flow() -> None:
     log_q = likelihoods(guide, rows)
     exact = -0.5 * (rows / BASE_SCALE).square().sum(-1) - math.log(2.0 * math.pi * BASE_SCALE**2)
     assert torch.allclose(log_q.float(), exact, atol=1e-4)
-    row = nll_metric(log_q, target, rows)
+    row, excess = nll_metric(log_q, target, rows), excess_metric(log_q, target, rows)
+    assert excess.value == pytest.approx(row.value - row.floor, abs=1e-5)
     assert row.value == pytest.approx(-float(exact.mean()), abs=1e-4)
     assert row.floor == pytest.approx(target.log_z + float(target.energy(rows).mean()), abs=1e-5)
     assert row.truth.value == pytest.approx(target.log_z + target.mean_energy)
