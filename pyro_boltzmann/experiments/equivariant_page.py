@@ -200,8 +200,9 @@ def _introduction(results: EquivariantResults, nll: Metric) -> str:
     return f"""\
 `nll` is the negative log-likelihood of test configurations, in nats on the mean-free subspace, normalised.{best}{own}
 `nll_excess` is the mean of log p - log q over them, the Kullback-Leibler divergence from the target, known more
-precisely. `ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights are exact
-for its discrete map. Training, validation and test data come from separate systems of the project's own sampler.
+precisely. `ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights
+are exact for its discrete map. Training, validation and test data come from separate systems of the project's own
+sampler.
 
 The headline is the graph field on {results.headline_size:,} configurations: flow matching on pairs aligned over
 permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), then a polish of

@@ -85,8 +85,8 @@ def score(
     save_to: Path | None = None,
     keep_to: Path | None = None,
 ) -> dict[str, Any]:
-    """Rows of a report in JSON: ``nll`` of test data and its excess, ``log_z``, ``ess``, ``khat`` and others of weighted draws, and
-    what training and scoring cost.
+    """Rows of a report in JSON: ``nll`` of test data and its excess, ``log_z``, ``ess``, ``khat`` and others of the
+    weighted draws, and what training and scoring cost.
 
     :param save_to: netCDF file for the draws.
     :param keep_to: safetensors file for the draws, for pictures.
