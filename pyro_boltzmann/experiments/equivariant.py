@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,9 @@ class EquivariantExperiment:
                 seed=seed,
             )
             work = _Work(target, plan, data, seed, share, count, out)
-            jobs = {f"seed {k}": partial(work.headline, k) for k in range(plan.seeds if share == 1.0 else 1)}
+            jobs: dict[str, Callable[[], dict[str, Any]]] = {
+                f"seed {k}": partial(work.headline, k) for k in range(plan.seeds if share == 1.0 else 1)
+            }
             jobs |= {f"{name} {size}": partial(work.sweep, name, size) for name in MODELS for size in sizes}
             jobs |= {f"energy alone, {ENERGY_MODEL}": work.energy}
             jobs |= {solver: partial(work.solver, solver) for solver in SOLVERS}
@@ -213,7 +216,7 @@ class _Work:
         """No data at all."""
         seed = stream_seed(self.seed, "energy")
         guide, cost = learn_energy(MODELS[ENERGY_MODEL], self.target, seconds=self.plan.energy * self.share, seed=seed)
-        draws = {"num_samples": 5 * self.count, "seed": stream_seed(seed, "draws")}
+        draws: dict[str, Any] = {"num_samples": 5 * self.count, "seed": stream_seed(seed, "draws")}
         return score(guide, self.target, self.data.test, cost=cost, **draws)
 
     def solver(self, name: str) -> dict[str, Any]:
@@ -228,7 +231,7 @@ class _Work:
             seconds=120.0 * self.share + 10.0,
             seed=seed,
         )
-        draws = {"num_samples": self.count, "seed": stream_seed(seed, "draws")}
+        draws: dict[str, Any] = {"num_samples": self.count, "seed": stream_seed(seed, "draws")}
         return score(guide, self.target, self.data.test, cost=cost, **draws)
 
 

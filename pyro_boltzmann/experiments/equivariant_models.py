@@ -74,8 +74,8 @@ def _embedded_atom(target: ParticleTarget) -> list[Any]:
 
 
 def _graph(target: ParticleTarget) -> list[Any]:
-    size = {"width": 64, "depth": 2, "length_scale": BASE_SCALE}
-    return _flow(GraphField(target.num_particles, target.spatial_dim, **size), target)
+    field = GraphField(target.num_particles, target.spatial_dim, width=64, depth=2, length_scale=BASE_SCALE)
+    return _flow(field, target)
 
 
 def _plain(target: ParticleTarget) -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from pyro_boltzmann.diagnostics import Metric, build_report, write_report
+from pyro_boltzmann.diagnostics import Metric, Truth, build_report, write_report
 from pyro_boltzmann.diagnostics.plots import plot_configurations, plot_energy_histogram, save_figure
 from pyro_boltzmann.diagnostics.plots.style import EXACT, new_figure, tidy
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
@@ -165,7 +165,7 @@ def _draw_pictures(results: EquivariantResults, data: ParticleData, out: Path) -
 
 def _likelihood_figure(results: EquivariantResults) -> Figure:
     figure, (axes,) = new_figure(width=6.4, height=4.2)
-    entropy = None
+    entropy: float | None = None
     highest = -np.inf
     for name in MODELS:
         rows = [from_plain(results.parts[f"{name} {size}"]["rows"]["nll"]) for size in results.sizes]
@@ -173,7 +173,7 @@ def _likelihood_figure(results: EquivariantResults) -> Figure:
         colour, marker = _COLOURS[name]
         axes.plot(results.sizes, values, marker=marker, color=colour, label=name.replace("_", " "), markersize=6)
         truth = rows[0].truth
-        entropy = getattr(truth, "value", truth)
+        entropy = truth.value if isinstance(truth, Truth) else truth
         highest = max(highest, values[-1])
     if entropy is not None:
         axes.axhline(entropy, linestyle="--", color=EXACT, linewidth=1.0)
@@ -193,7 +193,7 @@ _OF_DIVERGENCES = ["divergence_error", "divergence_sd", "milliseconds"]
 
 
 def _introduction(results: EquivariantResults, nll: Metric) -> str:
-    truth = getattr(nll.truth, "value", nll.truth)
+    truth = nll.truth.value if isinstance(nll.truth, Truth) else nll.truth
     plan = results.plan
     best = "" if truth is None else f" The least possible on average is the entropy, {truth:.3f};"
     own = "" if nll.floor is None else f" on these very test data it is {nll.floor:.3f}."
