@@ -31,6 +31,8 @@ EXPERIMENTS: dict[str, str] = {
     "bendem-dw4": "pyro_boltzmann.experiments.bendem:DW4",
     "bendem-lj13": "pyro_boltzmann.experiments.bendem:LJ13",
     "bendem-lj55": "pyro_boltzmann.experiments.bendem:LJ55",
+    "equivariant-dw2": "pyro_boltzmann.experiments.equivariant:DW2",
+    "equivariant-dw4": "pyro_boltzmann.experiments.equivariant:DW4",
 }
 """Names of experiments and the modules that hold them, or ``module:object`` where a module holds several."""
 

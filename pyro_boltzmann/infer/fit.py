@@ -42,6 +42,7 @@ def fit(
     num_particles: int = 256,
     data: Tensor | WeightedSamples | Mapping[str, Tensor] | None = None,
     weight_power: float = 1.0,
+    augment: Callable[[Tensor], Tensor] | None = None,
     learning_rate: float = 1e-3,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     schedule: str = "constant",
@@ -83,6 +84,8 @@ def fit(
     :param data: unconstrained latents ``(n, latent_dim)``, weighted draws, or a dictionary of the model's sites.
     :param weight_power: raise the weights of weighted draws to this power: 1/2 shows small modes more often than the
         target does.
+    :param augment: random symmetries of the target, applied to each minibatch of ``data`` by maximum likelihood: see
+        :class:`ForwardKL`.
     :param learning_rate: of Adam, unless ``optimizer`` builds another optimiser from the parameters.
     :param schedule: ``"constant"`` or ``"cosine"`` (decay to 1 % over the steps asked for).
     :param clip_norm: clip the norm of the gradient; ``None`` for no clipping.
@@ -128,6 +131,8 @@ def fit(
         )
     if weight_power != 1 and not isinstance(data, WeightedSamples):
         raise ValueError(f"weight_power={weight_power} needs weighted draws: pass data= as WeightedSamples")
+    if augment is not None and not any(phase.forward_kl for phase in phases):
+        raise ValueError("augment moves the data of maximum likelihood, which this objective has none of; leave it out")
     recipe = Recipe(phases, elbo, num_particles, schedule, clip_norm, adapt_rate, seed, weight_power)
     prepare_guide(guide, args, kwargs, seed)
     with seeded(seed):
@@ -135,7 +140,9 @@ def fit(
         if isinstance(objective, str):
             recipe = replace(recipe, elbo=named_objective(objective, num_particles, z, log_weights, weight_power))
         built = _build_optimizer(guide, recipe.elbo, optimizer, learning_rate)
-        forward = None if z is None else ForwardKL(z, log_weights, num_particles, weight_power=weight_power)
+        forward = None
+        if z is not None:
+            forward = ForwardKL(z, log_weights, num_particles, weight_power=weight_power, augment=augment)
         run = TrainingRun(model, guide, args, kwargs, recipe, built, forward)
         file = None if checkpoint is None else Path(checkpoint)
         if file is not None and resume and file.exists():

@@ -276,6 +276,7 @@ class TrainingRun:
         }
         if self.recipe.weight_power != 1:
             described["weight_power"] = self.recipe.weight_power
+        described["augment"] = None if self.forward is None else self.forward.settings().get("augment")
         plain: dict[str, Any] = json.loads(json.dumps(described))
         return plain
 

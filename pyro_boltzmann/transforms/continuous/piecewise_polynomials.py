@@ -66,7 +66,7 @@ def coefficient_gradients(gradients: Sequence[Tensor], u: Tensor, shape: torch.S
         monomials = monomials[:-1] * _factors(n, powers, x.dtype, x.device)
         terms[:, n:] += gradient.unsqueeze(1) * monomials
     sums = terms.new_zeros(width * powers, intervals)
-    return sums.scatter_add(1, index.expand(width * powers, -1), terms.flatten(0, 1)).view(shape)
+    return sums.scatter_add(1, index.expand(width * powers, -1), terms.reshape(width * powers, -1)).view(shape)
 
 
 @functools.lru_cache(maxsize=32)

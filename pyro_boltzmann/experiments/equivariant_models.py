@@ -1,0 +1,110 @@
+"""The flows that the experiments on equivariant flows compare, and how each is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions.transforms as T
+import torch
+
+from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
+from pyro_boltzmann.experiments.architectures import even_knots
+from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.transforms import ElementwiseAffine, ParticleSymmetry
+from pyro_boltzmann.transforms.continuous import (
+    ContinuousTransform,
+    EmbeddedAtomField,
+    GraphField,
+    KernelField,
+    MLPField,
+    SplineKernels,
+    VelocityField,
+)
+
+__all__ = ["BASE_SCALE", "MODELS", "FlowModel", "symmetry_of"]
+
+BASE_SCALE = 2.0
+"""Standard deviation of the base: about that of the coordinates of DW-2 and DW-4."""
+TRAINING_STEPS = 6
+"""Runge-Kutta steps where the equation is solved in training."""
+
+
+@dataclass(frozen=True)
+class FlowModel:
+    """A flow and its training on data.
+
+    :ivar layers: builds the blocks of its path for a target.
+    :ivar updates: for each second that it may be trained, about what a core of 2020's servers does.
+    :ivar matches: trained by flow matching, else by maximum likelihood.
+    :ivar knows_symmetry: its density is invariant by construction.
+    :ivar augmented: its data are moved by random symmetries.
+    """
+
+    layers: Callable[[ParticleTarget], list[Any]]
+    updates: float
+    learning_rate: float
+    matches: bool = False
+    knows_symmetry: bool = True
+    augmented: bool = False
+    num_particles: int = 256
+
+    def guide(self, target: ParticleTarget) -> AutoStochasticFlow:
+        """An untrained guide; its first weights come from torch's global generator."""
+        layers = self.layers(target)
+        scale = BASE_SCALE if isinstance(layers[0], ContinuousTransform) else 1.0
+        return AutoStochasticFlow(target.model(), lambda energy, dim: layers, latent_dim=target.dim, base_scale=scale)
+
+
+def symmetry_of(target: ParticleTarget) -> ParticleSymmetry:
+    """Rotations, reflections and permutations of the particles."""
+    return ParticleSymmetry(target.num_particles, target.spatial_dim)
+
+
+def _flow(field: VelocityField, target: ParticleTarget) -> list[Any]:
+    return [ContinuousTransform(field, target.dim, TRAINING_STEPS)]
+
+
+def _kernels() -> SplineKernels:
+    """Kernels 0.4 apart: finer ones let the training make fields that its few steps do not resolve."""
+    return SplineKernels(24, 10.0)
+
+
+def _kernel(target: ParticleTarget) -> list[Any]:
+    return _flow(KernelField(target.num_particles, target.spatial_dim, kernels=_kernels()), target)
+
+
+def _embedded_atom(target: ParticleTarget) -> list[Any]:
+    return _flow(EmbeddedAtomField(target.num_particles, target.spatial_dim, kernels=_kernels()), target)
+
+
+def _graph(target: ParticleTarget) -> list[Any]:
+    field = GraphField(target.num_particles, target.spatial_dim, width=64, depth=2, length_scale=BASE_SCALE)
+    return _flow(field, target)
+
+
+def _plain(target: ParticleTarget) -> list[Any]:
+    return _flow(MLPField(target.dim, width=128, depth=3, length_scale=BASE_SCALE), target)
+
+
+def _coupling(target: ParticleTarget) -> list[Any]:
+    """Spline couplings of Pyro on [-5, 5] in units of the base."""
+    dim = target.dim
+    layers: list[Any] = [ElementwiseAffine(dim)]
+    for _ in range(4):
+        layers.append(even_knots(T.spline_coupling(dim, dim // 2, [64, 64], count_bins=12, bound=5.0)))
+        layers.append(T.Permute(torch.arange(dim - 1, -1, -1)))
+    return [*layers, T.AffineTransform(0.0, BASE_SCALE)]
+
+
+GRAPH = "graph"
+MODELS: dict[str, FlowModel] = {
+    "kernel": FlowModel(_kernel, 20.0, 2e-3, num_particles=128),
+    "embedded_atom": FlowModel(_embedded_atom, 12.0, 1e-3, num_particles=128),
+    GRAPH: FlowModel(_graph, 70.0, 2e-3, matches=True),
+    "plain": FlowModel(_plain, 200.0, 1e-3, matches=True, knows_symmetry=False),
+    "plain_augmented": FlowModel(_plain, 200.0, 1e-3, matches=True, knows_symmetry=False, augmented=True),
+    "coupling_augmented": FlowModel(_coupling, 25.0, 3e-3, knows_symmetry=False, augmented=True),
+}
+"""By name; ``graph`` is in the headline."""

@@ -1,0 +1,216 @@
+"""Report, page and pictures of an experiment on equivariant flows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+from pyro_boltzmann.diagnostics import Metric, Truth, build_report, write_report
+from pyro_boltzmann.diagnostics.plots import plot_configurations, plot_energy_histogram, save_figure
+from pyro_boltzmann.diagnostics.plots.style import EXACT, new_figure, tidy
+from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
+from pyro_boltzmann.energies.evaluation import energy_value
+from pyro_boltzmann.experiments.bendem_rows import from_plain
+from pyro_boltzmann.experiments.equivariant_models import MODELS
+from pyro_boltzmann.experiments.equivariant_solvers import SOLVERS
+from pyro_boltzmann.experiments.particle_data import ParticleData
+from pyro_boltzmann.experiments.results_page import write_results_page
+from pyro_boltzmann.experiments.run_metrics import failures_of
+
+__all__ = ["EquivariantResults", "write_equivariant_results"]
+
+SHOWN = 6
+"""Configurations in a picture."""
+_COLOURS = {
+    "kernel": ("#56b4e9", "o"),
+    "embedded_atom": ("#0072b2", "s"),
+    "graph": ("#d55e00", "*"),
+    "plain": ("#999999", "v"),
+    "plain_augmented": ("#5f5f5f", "^"),
+    "coupling_augmented": ("#cc79a7", "P"),
+}
+
+
+@dataclass
+class EquivariantResults:
+    """All that an experiment measured.
+
+    :ivar parts: what each job gave, by its name.
+    :ivar divergences: of :func:`.divergence_costs`.
+    """
+
+    target: ParticleTarget
+    seed: int
+    share: float
+    num_samples: int
+    sizes: tuple[int, ...]
+    headline_size: int
+    plan: Any
+    parts: dict[str, Any] = field(default_factory=dict)
+    divergences: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> str:
+        """Its name on the command line."""
+        return f"equivariant-{self.target.name}"
+
+
+def write_equivariant_results(results: EquivariantResults, data: ParticleData, out: Path) -> dict[str, Any]:
+    """Write ``report.json``, the page and the pictures; returns the report."""
+    tables, models, gradients = _models(results)
+    head = next(iter(models))
+    report = build_report(
+        experiment=results.experiment,
+        target=results.target.name,
+        sampler=head,
+        seed=results.seed,
+        num_samples=results.num_samples,
+        metrics=models[head],
+        models=models,
+        energy_evaluations={"train": {"values": gradients, "gradients": gradients}},
+        wall_seconds={"train": _sum(models, "train_seconds")},
+        cpu_seconds={
+            "train": _sum(models, "cpu_seconds"),
+            "score": _sum(models, "score_seconds"),
+            "data": data.seconds,
+        },
+        threads=torch.get_num_threads(),
+        target_hash=results.target.target_hash,
+        failures=failures_of(models[head]),
+        notes=_notes(results),
+    )
+    write_report(report, out / "report.json")
+    solvers, divergences = tables.pop(_SOLVERS), tables.pop(_DIVERGENCES)
+    tables |= {_SOLVERS: solvers, _DIVERGENCES: divergences}
+    columns = ["nll", "nll_excess", "ess", "log_z", "mean_energy", "khat", "updates", "cpu_seconds"]
+    write_results_page(
+        out / f"{results.experiment}.md",
+        report,
+        title=f"Equivariant flows on {results.target.name}",
+        introduction=_introduction(results, models[head]["nll"]),
+        columns={heading: columns if heading != _DIVERGENCES else _OF_DIVERGENCES for heading in tables},
+        tables=tables,
+        pictures=_draw_pictures(results, data, out),
+    )
+    return report
+
+
+Rows = dict[str, Metric]
+
+
+def _models(results: EquivariantResults) -> tuple[dict[str, list[str]], dict[str, Rows], int]:
+    """Which models are in which table, their rows, and gradients of the energy that all trainings took."""
+    tables: dict[str, list[str]] = {_HEADLINE: [], _SIZES: [], _SOLVERS: [], _DIVERGENCES: []}
+    models: dict[str, Rows] = {}
+    gradients = 0
+
+    def add(heading: str, name: str, part: dict[str, Any]) -> None:
+        nonlocal gradients
+        tables[heading].append(name)
+        models[name] = {key: from_plain(row) for key, row in part["rows"].items()}
+        gradients += part["gradients"]
+
+    for name, part in results.parts.items():
+        if "polished" in part:
+            add(_HEADLINE, f"graph, polished, {name}", part["polished"])
+    for name, part in results.parts.items():
+        if "polished" in part:
+            add(_HEADLINE, f"graph, flow matching, {name}", {**part["matching"], "gradients": 0})
+        elif name in SOLVERS:
+            add(_SOLVERS, name, part)
+        else:
+            add(_HEADLINE if name.startswith("energy") else _SIZES, name, part)
+    for name, row in results.divergences.items():
+        tables[_DIVERGENCES].append(name)
+        models[name] = {key: Metric(value) for key, value in row.items()}
+        models[name]["khat"] = Metric(None, reason="a divergence has no weights")
+    return tables, models, gradients
+
+
+def _sum(models: dict[str, Rows], name: str) -> float:
+    # The flow-matching rows of the headline are part of the polished ones.
+    chosen = [rows for model, rows in models.items() if not model.startswith("graph, flow matching") and name in rows]
+    return sum(rows[name].value or 0.0 for rows in chosen)
+
+
+def _notes(results: EquivariantResults) -> list[str]:
+    if results.share == 1.0:
+        return []
+    return [f"a shortened run: {results.share:.1%} of the stated training, one seed, sizes up to {results.sizes[-1]:,}"]
+
+
+def _draw_pictures(results: EquivariantResults, data: ParticleData, out: Path) -> dict[str, str]:
+    target, size = results.target, results.headline_size
+    exact = energy_value(target.energy, data.test)
+    save_figure(_likelihood_figure(results), out / "nll.png")
+    pictures = {"nll": "Negative log-likelihood of test data against the size of the training set; dashed: the entropy"}
+    for name, file in (("headline", "draws-headline"), ("kernel", f"draws-kernel-{size}")):
+        draws = load_file(out / f"{file}.safetensors")
+        figure = plot_energy_histogram(
+            draws["energy"], draws["log_weights"], exact, exact_label="parallel tempering", title=f"Energies, {name}"
+        )
+        save_figure(figure, out / f"energies_{name}.png")
+        pictures[f"energies_{name}"] = f"Energies of draws of the {name} model, raw and reweighted"
+        particles = target.to_particles(draws["z"][:SHOWN]).double().numpy()
+        save_figure(plot_configurations(particles, title=f"Draws, {name}"), out / f"configurations_{name}.png")
+        pictures[f"configurations_{name}"] = f"Unweighted draws of the {name} model"
+    return pictures
+
+
+def _likelihood_figure(results: EquivariantResults) -> Figure:
+    figure, (axes,) = new_figure(width=6.4, height=4.2)
+    entropy: float | None = None
+    highest = -np.inf
+    for name in MODELS:
+        rows = [from_plain(results.parts[f"{name} {size}"]["rows"]["nll"]) for size in results.sizes]
+        values = [np.nan if row.value is None else row.value for row in rows]
+        colour, marker = _COLOURS[name]
+        axes.plot(results.sizes, values, marker=marker, color=colour, label=name.replace("_", " "), markersize=6)
+        truth = rows[0].truth
+        entropy = truth.value if isinstance(truth, Truth) else truth
+        highest = max(highest, values[-1])
+    if entropy is not None:
+        axes.axhline(entropy, linestyle="--", color=EXACT, linewidth=1.0)
+        if np.isfinite(highest):
+            # Flows that have learned their few data by heart would squeeze all others.
+            axes.set_ylim(entropy - 0.2, max(highest, entropy + 1.0) + 2.5)
+    axes.set_xscale("log")
+    tidy(axes, title=f"Likelihood on {results.target.name}", x="training configurations", y="NLL (nats)")
+    return figure
+
+
+_HEADLINE = "Headline"
+_SIZES = "By the size of the training set"
+_SOLVERS = "A kernel flow, by solver and divergence"
+_DIVERGENCES = "Divergences"
+_OF_DIVERGENCES = ["divergence_error", "divergence_sd", "milliseconds"]
+
+
+def _introduction(results: EquivariantResults, nll: Metric) -> str:
+    truth = nll.truth.value if isinstance(nll.truth, Truth) else nll.truth
+    plan = results.plan
+    best = "" if truth is None else f" The least possible on average is the entropy, {truth:.3f};"
+    own = "" if nll.floor is None else f" on these very test data it is {nll.floor:.3f}."
+    return f"""\
+`nll` is the negative log-likelihood of test configurations, in nats on the mean-free subspace, normalised.{best}{own}
+`nll_excess` is the mean of log p - log q over them, the Kullback-Leibler divergence from the target, known more
+precisely. `ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights
+are exact for its discrete map. Training, validation and test data come from separate systems of the project's own
+sampler.
+
+The headline is the graph field on {results.headline_size:,} configurations: flow matching on pairs aligned over
+permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), then a polish of
+{max(2, round(plan.polish[0] * results.share))} updates by maximum likelihood and reverse KL in equal parts, with
+Hutchinson's estimate of the divergence; both stages are in the table.
+`energy alone` has seen no data. Below, each model has {plan.sweep * results.share:.3g} s for each size of the training
+set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and `_augmented` models are shown
+data that are turned, mirrored and permuted at random. All keep the state that was best on validation data. The ways to
+solve the equation make the same updates of the same kernel flow on 1,000 configurations. `divergence_error` is the
+largest deviation from autograd in float64 and `divergence_sd` the noise of one estimate, both over the mean absolute
+divergence of {max(100, round(1000 * results.share)):,} states, at the cost of `milliseconds`."""

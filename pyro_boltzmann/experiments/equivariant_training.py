@@ -1,0 +1,225 @@
+"""Train a flow of the experiments on data, keep its best state on held-out rows, and polish it on the energy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
+from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, FlowModel, symmetry_of
+from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching
+from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.infer import FitResult, Phase, fit
+from pyro_boltzmann.infer.randomness import seeded
+from pyro_boltzmann.transforms.continuous import ContinuousTransform
+
+__all__ = ["BestState", "Cost", "learn_data", "learn_energy", "likelihoods", "polish"]
+
+CHECKS = 6
+"""How often held-out data are looked at in a training."""
+CHECKED_ROWS = 500
+PAIRS_PER_UPDATE = 64
+"""Pairs in the pool for each update: with 256 in a minibatch each comes up four times."""
+MOST_PAIRS = 400_000
+SLACK = 1.5
+"""A training may take this much longer than planned."""
+
+
+@dataclass
+class Cost:
+    """Seconds and updates of a training, without looks at held-out data."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    updates: int = 0
+    gradients: int = 0
+
+    def add(self, result: FitResult, apart: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Count a fit, but for the wall and CPU seconds in ``apart``."""
+        self.seconds += result.seconds - apart[0]
+        self.cpu_seconds += result.cpu_seconds - apart[1]
+        self.updates += result.steps
+        self.gradients += result.evaluations.gradients
+
+
+@dataclass
+class BestState:
+    """The parameters that were best on held-out rows.
+
+    :ivar rows: ``(n, dim)``.
+    :ivar every: updates between looks.
+    :ivar apart: wall and CPU seconds spent looking.
+    """
+
+    guide: AutoStochasticFlow
+    rows: Tensor
+    every: int
+    best: float = float("inf")
+    step: int = 0
+    apart: tuple[float, float] = (0.0, 0.0)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def look(self, result: FitResult) -> None:
+        """What :func:`~pyro_boltzmann.fit` calls after a row of its history."""
+        if result.steps % self.every:
+            return
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = float(likelihoods(self.guide, self.rows).mean().neg())
+        if found < self.best:
+            self.best, self.step = found, result.steps
+            self.state = {name: tensor.clone() for name, tensor in self.guide.state_dict().items()}
+        self.apart = (self.apart[0] + time.perf_counter() - wall, self.apart[1] + time.process_time() - cpu)
+
+    def restore(self) -> None:
+        """Go back to the best state, if there is one."""
+        if self.state:
+            self.guide.load_state_dict(self.state)
+
+
+@torch.no_grad()
+def likelihoods(guide: AutoStochasticFlow, rows: Tensor) -> Tensor:
+    """Log-densities of rows ``(n, dim)`` under a flow, ``(n,)`` in float64."""
+    parts = [guide.reverse_paths(part, with_energy=False).log_q for part in rows.split(2048)]
+    return torch.cat(parts).double()
+
+
+def learn_data(
+    model: FlowModel,
+    target: ParticleTarget,
+    data: Tensor,
+    held_out: Tensor,
+    *,
+    seconds: float,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> tuple[AutoStochasticFlow, Cost]:
+    """A flow trained on ``data`` for about so many seconds, in its best state on ``held_out``.
+
+    :param seconds: which set the number of updates.
+    """
+    with seeded(seed):
+        guide = model.guide(target)
+    steps = max(2, round(seconds * model.updates))
+    every = max(1, steps // CHECKS)
+    best = BestState(guide, held_out[:CHECKED_ROWS], every)
+    cost = Cost()
+    settings: dict[str, Any] = {"objective": "forward_kl", "data": data, "num_particles": model.num_particles}
+    symmetry = symmetry_of(target) if model.augmented else None
+    if symmetry is not None:
+        settings["augment"] = symmetry.augment
+    if model.matches:
+        wall, cpu = time.perf_counter(), time.process_time()
+        objective = PairedFlowMatching(
+            data,
+            BASE_SCALE,
+            num_pairs=min(MOST_PAIRS, PAIRS_PER_UPDATE * steps),
+            num_particles=model.num_particles,
+            basis=target.basis if model.knows_symmetry else None,
+            symmetry=symmetry,
+            seed=seed,
+        )
+        cost.seconds, cost.cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+        settings = {"objective": objective}
+    result = fit(
+        target.model(),
+        guide,
+        num_steps=steps,
+        learning_rate=model.learning_rate,
+        schedule="cosine",
+        clip_norm=1.0,
+        seed=seed,
+        log_every=every,
+        callback=best.look,
+        checkpoint=checkpoint,
+        max_seconds=60.0 + SLACK * seconds,
+        progress=progress,
+        **settings,
+    )
+    best.restore()
+    cost.add(result, best.apart)
+    return guide, cost
+
+
+def polish(
+    guide: AutoStochasticFlow,
+    target: ParticleTarget,
+    data: Tensor,
+    held_out: Tensor,
+    *,
+    updates: int,
+    learning_rate: float,
+    reverse_kl: float,
+    num_particles: int,
+    seconds: float,
+    seed: int,
+    configure: Callable[[ContinuousTransform], Any],
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> Cost:
+    """Train a flow further by maximum likelihood and reverse KL, in place; it ends in its best state on ``held_out``,
+    which may be the one that it started from.
+
+    :param reverse_kl: the share of reverse KL.
+    :param configure: sets how the equation is solved in this training.
+    """
+    configure(continuous_part(guide))
+    best = BestState(guide, held_out[:CHECKED_ROWS], max(1, updates // CHECKS))
+    best.look(FitResult())  # a polish that makes things worse is undone
+    before = best.apart
+    result = fit(
+        target.model(),
+        guide,
+        objective=[Phase(updates, reverse_kl, 1.0 - reverse_kl)],
+        data=data,
+        num_particles=num_particles,
+        learning_rate=learning_rate,
+        schedule="cosine",
+        clip_norm=1.0,
+        seed=seed,
+        log_every=best.every,
+        callback=best.look,
+        checkpoint=checkpoint,
+        max_seconds=SLACK * seconds,
+        progress=progress,
+    )
+    best.restore()
+    cost = Cost()
+    cost.add(result, (best.apart[0] - before[0], best.apart[1] - before[1]))
+    return cost
+
+
+def learn_energy(
+    model: FlowModel, target: ParticleTarget, *, seconds: float, seed: int, progress: bool = False
+) -> tuple[AutoStochasticFlow, Cost]:
+    """A flow trained by reverse KL on the energy alone, for about so many seconds."""
+    with seeded(seed):
+        guide = model.guide(target)
+    result = fit(
+        target.model(),
+        guide,
+        num_steps=max(2, round(seconds * model.updates)),
+        num_particles=model.num_particles,
+        learning_rate=model.learning_rate,
+        schedule="cosine",
+        clip_norm=1.0,
+        seed=seed,
+        max_seconds=SLACK * seconds,
+        progress=progress,
+    )
+    cost = Cost()
+    cost.add(result)
+    return guide, cost
+
+
+def continuous_part(guide: AutoStochasticFlow) -> ContinuousTransform:
+    """The continuous flow that a guide consists of."""
+    (block,) = guide.get_transform().blocks
+    assert isinstance(block, ContinuousTransform)
+    return block
