@@ -162,5 +162,5 @@ def test_sampling_keeps_neither_graph_nor_trajectory(kind, monkeypatch):
         return mean, scale, step
 
     monkeypatch.setattr(ReverseDiffusion, "_forward_kernel", watched)
-    objective._refresh(guide)
+    objective._refresh(guide, learning=True)
     assert len(states) == 30 and max(alive) <= 3
