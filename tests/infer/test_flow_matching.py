@@ -112,7 +112,7 @@ def test_flow_matching_learns_a_shift():
     assert result.evaluations.values == 0
     after = pb.importance_sample(model, guide, num_samples=2000, seed=0)
     assert before.ess < 0.3 and after.ess > 0.9
-    assert abs(after.log_normalizer - LOG_Z) < SIGMAS * after.log_normalizer_error + 1e-3
+    assert abs(after.log_normalizer - LOG_Z) < SIGMAS * after.log_normalizer_error
 
 
 def test_fields_of_one_time_a_call_and_lines_of_some_width():
@@ -188,7 +188,7 @@ def test_untrained_flows_give_unbiased_weights(divergence):
     model, guide = flow(num_steps=6, divergence=divergence)
     at_random(guide.path.blocks[0].field, scale=0.5)
     draws = pb.importance_sample(model, guide, num_samples=3000, seed=0)
-    assert abs(draws.log_normalizer - LOG_Z) < SIGMAS * draws.log_normalizer_error + 1e-3
+    assert abs(draws.log_normalizer - LOG_Z) < SIGMAS * draws.log_normalizer_error
     assert draws.info["diverged"] == 0
 
 
@@ -207,7 +207,7 @@ def test_continuous_flows_train_by_likelihood_and_energy(objective, settings):
     fit(model, guide, objective=objective, data=data(), **chosen)
     draws = pb.importance_sample(model, guide, num_samples=1000, seed=0)
     assert draws.ess > 0.75
-    assert abs(draws.log_normalizer - LOG_Z) < SIGMAS * draws.log_normalizer_error + 1e-3
+    assert abs(draws.log_normalizer - LOG_Z) < SIGMAS * draws.log_normalizer_error
 
 
 def test_the_adjoint_trains_too():
