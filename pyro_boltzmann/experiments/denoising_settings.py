@@ -53,7 +53,7 @@ class DenoisingSettings:
     """What a run is told: the schedule and the steps of the reverse process, where the target lives, the objective, and
     the learning rate and clipping of :func:`~pyro_boltzmann.fit`.
 
-    :ivar num_updates: after which the learning rate has fallen to zero along a cosine; ``None`` for a constant rate
+    :ivar num_updates: after which the learning rate has fallen to 1 % along a cosine; ``None`` for a constant rate
         until the clock ends the training.
     :ivar width: of the network, if not that of the target's plan.
     """
