@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.experiments.architectures import even_knots
 from pyro_boltzmann.guides import AutoStochasticFlow
+from pyro_boltzmann.infer import MuonAdam
 from pyro_boltzmann.transforms import ElementwiseAffine, ParticleSymmetry
 from pyro_boltzmann.transforms.continuous import (
     ContinuousTransform,
@@ -37,6 +38,7 @@ class FlowModel:
 
     :ivar layers: builds the blocks of its path for a target.
     :ivar updates: for each second that it may be trained, about what a core of 2020's servers does.
+    :ivar matrix_rate: learning rate of :class:`~pyro_boltzmann.infer.MuonAdam` for matrices; Adam for all if ``None``.
     :ivar matches: trained by flow matching, else by maximum likelihood.
     :ivar knows_symmetry: its density is invariant by construction.
     :ivar augmented: its data are moved by random symmetries.
@@ -45,10 +47,17 @@ class FlowModel:
     layers: Callable[[ParticleTarget], list[Any]]
     updates: float
     learning_rate: float
+    matrix_rate: float | None = None
     matches: bool = False
     knows_symmetry: bool = True
     augmented: bool = False
     num_particles: int = 256
+
+    def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """What trains it."""
+        if self.matrix_rate is None:
+            return torch.optim.Adam(parameters, lr=self.learning_rate)
+        return MuonAdam(parameters, lr=self.learning_rate, matrix_lr=self.matrix_rate)
 
     def guide(self, target: ParticleTarget) -> AutoStochasticFlow:
         """An untrained guide; its first weights come from torch's global generator."""
@@ -80,7 +89,7 @@ def _embedded_atom(target: ParticleTarget) -> list[Any]:
 
 
 def _graph(target: ParticleTarget) -> list[Any]:
-    field = GraphField(target.num_particles, target.spatial_dim, width=64, depth=2, length_scale=BASE_SCALE)
+    field = GraphField(target.num_particles, target.spatial_dim, width=64, depth=3, length_scale=BASE_SCALE)
     return _flow(field, target)
 
 
@@ -102,7 +111,7 @@ GRAPH = "graph"
 MODELS: dict[str, FlowModel] = {
     "kernel": FlowModel(_kernel, 20.0, 2e-3, num_particles=128),
     "embedded_atom": FlowModel(_embedded_atom, 12.0, 1e-3, num_particles=128),
-    GRAPH: FlowModel(_graph, 70.0, 2e-3, matches=True),
+    GRAPH: FlowModel(_graph, 20.0, 1e-2, 3e-2, matches=True, num_particles=512),
     "plain": FlowModel(_plain, 200.0, 1e-3, matches=True, knows_symmetry=False),
     "plain_augmented": FlowModel(_plain, 200.0, 1e-3, matches=True, knows_symmetry=False, augmented=True),
     "coupling_augmented": FlowModel(_coupling, 25.0, 3e-3, knows_symmetry=False, augmented=True),

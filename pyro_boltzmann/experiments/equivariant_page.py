@@ -208,9 +208,11 @@ The headline is the graph field on {results.headline_size:,} configurations: flo
 permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), then a polish of
 {max(2, round(plan.polish[0] * results.share))} updates by maximum likelihood and reverse KL in equal parts, with
 Hutchinson's estimate of the divergence; both stages are in the table.
-`energy alone` has seen no data. Below, each model has {plan.sweep * results.share:.3g} s for each size of the training
-set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and `_augmented` models are shown
-data that are turned, mirrored and permuted at random. All keep the state that was best on validation data. The ways to
-solve the equation make the same updates of the same kernel flow on 1,000 configurations. `divergence_error` is the
+Flows of `energy alone` were given no data: one learns by flow matching on draws that tempered Monte Carlo makes from
+the energy, whose cost is counted, the other by reverse KL. Below, each model has {plan.sweep * results.share:.3g} s for
+each size of the training set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and
+`_augmented` models are shown data that are turned, mirrored and permuted at random. All keep the state that was best on
+validation data. The ways to solve the equation make the same updates of the same kernel flow on 1,000 configurations.
+`divergence_error` is the
 largest deviation from autograd in float64 and `divergence_sd` the noise of one estimate, both over the mean absolute
 divergence of {max(100, round(1000 * results.share)):,} states, at the cost of `milliseconds`."""

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, FlowModel, symmetry_of
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching
+from pyro_boltzmann.experiments.run_metrics import stream_seed
 from pyro_boltzmann.guides import AutoStochasticFlow
-from pyro_boltzmann.infer import FitResult, Phase, fit
+from pyro_boltzmann.infer import FitResult, MuonAdam, Phase, fit, smc
 from pyro_boltzmann.infer.randomness import seeded
 from pyro_boltzmann.transforms.continuous import ContinuousTransform
 
-__all__ = ["BestState", "Cost", "learn_data", "learn_energy", "likelihoods", "polish"]
+__all__ = ["BestState", "Cost", "learn_data", "learn_energy", "learn_own_draws", "likelihoods", "polish"]
 
 CHECKS = 6
 """How often held-out data are looked at in a training."""
@@ -131,7 +133,7 @@ def learn_data(
         target.model(),
         guide,
         num_steps=steps,
-        learning_rate=model.learning_rate,
+        optimizer=model.optimizer,
         schedule="cosine",
         clip_norm=1.0,
         seed=seed,
@@ -154,7 +156,7 @@ def polish(
     held_out: Tensor,
     *,
     updates: int,
-    learning_rate: float,
+    rates: tuple[float, float],
     reverse_kl: float,
     num_particles: int,
     seconds: float,
@@ -166,6 +168,7 @@ def polish(
     """Train a flow further by maximum likelihood and reverse KL, in place; it ends in its best state on ``held_out``,
     which may be the one that it started from.
 
+    :param rates: learning rates of Adam and of the matrices, see :class:`~pyro_boltzmann.infer.MuonAdam`.
     :param reverse_kl: the share of reverse KL.
     :param configure: sets how the equation is solved in this training.
     """
@@ -179,7 +182,7 @@ def polish(
         objective=[Phase(updates, reverse_kl, 1.0 - reverse_kl)],
         data=data,
         num_particles=num_particles,
-        learning_rate=learning_rate,
+        optimizer=lambda parameters: MuonAdam(parameters, *rates),
         schedule="cosine",
         clip_norm=1.0,
         seed=seed,
@@ -206,7 +209,7 @@ def learn_energy(
         guide,
         num_steps=max(2, round(seconds * model.updates)),
         num_particles=model.num_particles,
-        learning_rate=model.learning_rate,
+        optimizer=model.optimizer,
         schedule="cosine",
         clip_norm=1.0,
         seed=seed,
@@ -215,6 +218,26 @@ def learn_energy(
     )
     cost = Cost()
     cost.add(result)
+    return guide, cost
+
+
+def learn_own_draws(
+    model: FlowModel, target: ParticleTarget, *, seconds: float, seed: int, num_draws: int = 10_000
+) -> tuple[AutoStochasticFlow, Cost]:
+    """A flow from the energy alone: tempered SMC from a Gaussian of the base's width makes the data and, with fresh
+    particles, the held-out rows; their time and gradients count."""
+    sets, gradients, start = [], 0, (time.perf_counter(), time.process_time())
+    settings: dict[str, Any] = {"proposal": BASE_SCALE, "progress": False}
+    for name, number in (("own draws", num_draws), ("own held-out draws", 2 * CHECKED_ROWS)):
+        draws = smc(target.model(), num_samples=number, seed=stream_seed(seed, name), **settings)
+        generator = torch.Generator().manual_seed(seed)
+        rows = RESAMPLERS["systematic"](draws.log_weights, number, generator)
+        sets.append(draws.info["z"][rows][torch.randperm(number, generator=generator)])
+        gradients += draws.evaluations["sample"]["gradients"]
+    apart = (time.perf_counter() - start[0], time.process_time() - start[1])
+    guide, cost = learn_data(model, target, *sets, seconds=seconds, seed=seed)
+    cost.seconds, cost.cpu_seconds = cost.seconds + apart[0], cost.cpu_seconds + apart[1]
+    cost.gradients += gradients
     return guide, cost
 
 

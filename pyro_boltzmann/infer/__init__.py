@@ -4,6 +4,7 @@ from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.minima import Minima, find_minima
+from pyro_boltzmann.infer.muon import MuonAdam
 from pyro_boltzmann.infer.objectives import (
     IDEM,
     Alpha2,
@@ -32,6 +33,7 @@ __all__ = [
     "ForwardKL",
     "LogVariance",
     "Minima",
+    "MuonAdam",
     "Phase",
     "PrioritizedBuffer",
     "Proposal",
