@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
-from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, FlowModel, symmetry_of
+from pyro_boltzmann.experiments.equivariant_models import FlowModel, base_scale, symmetry_of
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import FitResult, Phase, fit
@@ -98,17 +98,21 @@ def learn_data(
     seconds: float,
     seed: int,
     checkpoint: Path | None = None,
+    checked_rows: int = CHECKED_ROWS,
+    most_pairs: int = MOST_PAIRS,
     progress: bool = False,
 ) -> tuple[AutoStochasticFlow, Cost]:
     """A flow trained on ``data`` for about so many seconds, in its best state on ``held_out``.
 
     :param seconds: which set the number of updates.
+    :param checked_rows: of ``held_out`` in each look.
+    :param most_pairs: in the pool of flow matching.
     """
     with seeded(seed):
         guide = model.guide(target)
     steps = max(2, round(seconds * model.updates))
     every = max(1, steps // CHECKS)
-    best = BestState(guide, held_out[:CHECKED_ROWS], every)
+    best = BestState(guide, held_out[:checked_rows], every)
     cost = Cost()
     settings: dict[str, Any] = {"objective": "forward_kl", "data": data, "num_particles": model.num_particles}
     symmetry = symmetry_of(target) if model.augmented else None
@@ -118,8 +122,8 @@ def learn_data(
         wall, cpu = time.perf_counter(), time.process_time()
         objective = PairedFlowMatching(
             data,
-            BASE_SCALE,
-            num_pairs=min(MOST_PAIRS, PAIRS_PER_UPDATE * steps),
+            base_scale(target),
+            num_pairs=min(most_pairs, PAIRS_PER_UPDATE * steps),
             num_particles=model.num_particles,
             basis=target.basis if model.knows_symmetry else None,
             symmetry=symmetry,
@@ -161,6 +165,7 @@ def polish(
     seed: int,
     configure: Callable[[ContinuousTransform], Any],
     checkpoint: Path | None = None,
+    checked_rows: int = CHECKED_ROWS,
     progress: bool = False,
 ) -> Cost:
     """Train a flow further by maximum likelihood and reverse KL, in place; it ends in its best state on ``held_out``,
@@ -170,7 +175,7 @@ def polish(
     :param configure: sets how the equation is solved in this training.
     """
     configure(continuous_part(guide))
-    best = BestState(guide, held_out[:CHECKED_ROWS], max(1, updates // CHECKS))
+    best = BestState(guide, held_out[:checked_rows], max(1, updates // CHECKS))
     best.look(FitResult())  # a polish that makes things worse is undone
     before = best.apart
     result = fit(
