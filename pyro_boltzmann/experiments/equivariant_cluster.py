@@ -42,7 +42,7 @@ STEPS = 5
 NUM_SAMPLES, NUM_TEST, NUM_VALIDATION = 2000, 2000, 1000
 FEW = 500
 """Draws, and rows of test data, of networks outside the headline: each takes a Jacobian of 36 x 36 at each stage."""
-FEWEST = 40
+FEWEST, FEWEST_CHECKED = 24, 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ class ClusterPlan:
     :ivar polish_reverse: share of reverse KL in it; the rest is maximum likelihood.
     :ivar polish_particles: data, and draws, in each of its updates.
     :ivar checked_rows: held-out rows in each look at a training.
-    :ivar most_pairs: aligned pairs in the pool of flow matching.
     """
 
     headline: float
@@ -70,7 +69,6 @@ class ClusterPlan:
     polish_reverse: float = 0.5
     polish_particles: int = 64
     checked_rows: int = 100
-    most_pairs: int = 100_000
 
     @property
     def minutes(self) -> float:
@@ -175,11 +173,10 @@ class _Work:
             seconds=self.plan.headline * self.share,
             seed=seed,
             checkpoint=self.out / f"matching-{index}.safetensors",
-            checked_rows=self.plan.checked_rows,
-            most_pairs=self.plan.most_pairs,
+            checked_rows=self._checked_rows,
         )
         few = min(FEW, self.count)
-        steps = {"draw_steps": STEPS, "density_steps": STEPS}
+        steps: dict[str, Any] = {"draw_steps": STEPS, "density_steps": STEPS}
         first = score(
             guide,
             self.target,
@@ -203,7 +200,7 @@ class _Work:
             seed=seed,
             configure=_for_polish,
             checkpoint=self.out / f"polish-{index}.safetensors",
-            checked_rows=self.plan.checked_rows,
+            checked_rows=self._checked_rows,
         )
         total = Cost(
             cost.seconds + more.seconds,
@@ -235,8 +232,7 @@ class _Work:
             self.data.validation,
             seconds=self.plan.sweep * self.share,
             seed=seed,
-            checked_rows=self.plan.checked_rows,
-            most_pairs=self.plan.most_pairs,
+            checked_rows=self._checked_rows,
         )
         few = min(FEW, self.count) if model.matches else self.count
         return score(
@@ -276,6 +272,10 @@ class _Work:
         draws, plan = self._draws("headline-0"), self._proposals()
         runs = smc_from_flow(self.target, plan, draws["z"], draws["log_q"], stream_seed(self.seed, "flow"))
         return {"rows": runs.rows(self.target), "runs": asdict(runs), "particles": min(plan.drawn, self.count // 2)}
+
+    @property
+    def _checked_rows(self) -> int:
+        return max(FEWEST_CHECKED, round(self.plan.checked_rows * self.share))
 
     def _proposals(self) -> ProposalPlan:
         plan = self.plan.proposals

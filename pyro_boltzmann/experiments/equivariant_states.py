@@ -67,5 +67,6 @@ def find_states(target: ParticleTarget, data: Tensor, draws: Mapping[str, tuple[
 
 def _states(labels: Tensor, good: Tensor) -> Tensor:
     """The verified states among labels, the lowest first."""
-    states = labels[labels >= 0].unique()
-    return states[good[states]]
+    states: Tensor = torch.unique(labels[labels >= 0])
+    verified: Tensor = states[good[states]]
+    return verified

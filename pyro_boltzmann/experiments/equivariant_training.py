@@ -24,8 +24,6 @@ __all__ = ["BestState", "Cost", "learn_data", "learn_energy", "likelihoods", "po
 CHECKS = 6
 """How often held-out data are looked at in a training."""
 CHECKED_ROWS = 500
-PAIRS_PER_UPDATE = 64
-"""Pairs in the pool for each update: with 256 in a minibatch each comes up four times."""
 MOST_PAIRS = 400_000
 SLACK = 1.5
 """A training may take this much longer than planned."""
@@ -99,14 +97,12 @@ def learn_data(
     seed: int,
     checkpoint: Path | None = None,
     checked_rows: int = CHECKED_ROWS,
-    most_pairs: int = MOST_PAIRS,
     progress: bool = False,
 ) -> tuple[AutoStochasticFlow, Cost]:
     """A flow trained on ``data`` for about so many seconds, in its best state on ``held_out``.
 
     :param seconds: which set the number of updates.
     :param checked_rows: of ``held_out`` in each look.
-    :param most_pairs: in the pool of flow matching.
     """
     with seeded(seed):
         guide = model.guide(target)
@@ -123,8 +119,9 @@ def learn_data(
         objective = PairedFlowMatching(
             data,
             base_scale(target),
-            num_pairs=min(most_pairs, PAIRS_PER_UPDATE * steps),
+            num_pairs=min(MOST_PAIRS, model.pairs * steps),
             num_particles=model.num_particles,
+            block=model.exchanged,
             basis=target.basis if model.knows_symmetry else None,
             symmetry=symmetry,
             seed=seed,
