@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from pyro_boltzmann.diagnostics.atomic import write_atomically
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
+from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.experiments.equivariant_cluster_page import ClusterResults, write_cluster_results
 from pyro_boltzmann.experiments.equivariant_models import CLUSTER_MODELS, GRAPH
 from pyro_boltzmann.experiments.equivariant_scores import score
@@ -251,7 +253,8 @@ class _Work:
         """Minima below the draws of the graph fields, and not below the data that they learned from."""
         draws = {f"{GRAPH} {size}": (size, self._draws(f"{GRAPH}-{size}")["z"]) for size in self.sizes}
         draws["headline"] = (len(self.data.train), self._draws("headline-0")["z"])
-        found = find_states(self.target, self.data.train, draws)
+        highest = float(energy_value(self.target.energy, torch.cat([self.data.train, self.data.test])).max())
+        found = find_states(self.target, self.data.train, draws, highest)
         tensors = {"lowest": found.lowest.unsqueeze(0), "new": found.new}
         write_atomically(self.out / "states.safetensors", lambda temporary: save_file(tensors, temporary))
         return {

@@ -205,9 +205,10 @@ divergence. It is scored on {results.num_samples:,} draws, its first stage and a
 sweep each model has {plan.sweep * share:.3g} s: `embedded_atom` and `graph` know all symmetries, `plain_augmented` is
 shown data that are turned, mirrored and permuted at random. All keep the state that was best on validation data.
 
-*States.* Draws of the graph fields and training data descend to the minima below them. `states_new` of the states below
-the draws are below no datum that the flow has seen, and `draws_new` draws lead there. Each is verified: its Hessian is
-positive but for rotations.
+*States.* Draws of the graph fields and training data descend to the minima below them. Since a minimum lies below any
+point at all, only draws count, as `draws`, whose energy is not above the highest of the reference samples. `states_new`
+of the states below them are below no datum that the flow has seen, and `draws_new` draws lead there. Each is verified:
+its Hessian is positive but for rotations.
 
 *Sequential Monte Carlo* starts from a Gaussian of standard deviation {plan.proposals.scale:g}, or from the headline's
 draws in pieces of {parts["flow"]["particles"]}: these are weighted, resampled and moved by Hamiltonian moves of the

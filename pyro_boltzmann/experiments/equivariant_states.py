@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pyro_boltzmann.diagnostics import Metric
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
+from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.experiments.bendem_rows import to_plain
 from pyro_boltzmann.infer import find_minima
 
@@ -23,7 +25,7 @@ class States:
 
     :ivar rows: by the name of the draws, in JSON: ``states_data``, the minima below the training data;
         ``states_drawn``, below the draws; ``states_new``, those of the draws that are not below the data;
-        ``draws``, and how many of them end in a new state, ``draws_new``.
+        ``draws`` that count, and how many of them end in a new state, ``draws_new``.
     :ivar lowest: the lowest minimum of all, ``(dim,)``, and ``lowest_energy``.
     :ivar new: the lowest new minimum of each set of draws that has one, ``(k, dim)``, with ``new_energy`` ``(k,)``.
     """
@@ -35,14 +37,20 @@ class States:
     new_energy: Tensor
 
 
-def find_states(target: ParticleTarget, data: Tensor, draws: Mapping[str, tuple[int, Tensor]]) -> States:
+def find_states(
+    target: ParticleTarget, data: Tensor, draws: Mapping[str, tuple[int, Tensor]], highest: float = math.inf
+) -> States:
     """Descend from data and draws together, and count the states of each; a state counts if its Hessian, rotations
     apart, is positive.
 
+    From any point at all one descends to some minimum. So draws only count that could be the target's own: whose
+    energy is not above ``highest``.
+
     :param data: ``(n, dim)``.
     :param draws: by name, the size of the training set, the first rows of ``data``, and the draws ``(m, dim)``.
+    :param highest: energy of a draw, such as the highest among reference samples.
     """
-    finite = {name: x[x.isfinite().all(-1)] for name, (_, x) in draws.items()}
+    finite = {name: x[energy_value(target.energy, x) <= highest] for name, (_, x) in draws.items()}
     found = find_minima(target.energy, torch.cat([data, *finite.values()]), target.basis)
     good = found.is_minimum
     below_data, *parts = found.label.split([len(data), *map(len, finite.values())])

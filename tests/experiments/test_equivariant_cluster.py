@@ -89,6 +89,11 @@ def test_states_below_draws_and_not_below_data() -> None:
     assert 0.0 < rows["draws_new"] < 13.0
     assert len(found.new) == 1
     assert found.lowest_energy == pytest.approx(float(ends.lowest_energy))
+    energies = target.energy(at)
+    low = find_states(target, at[:1], {"far": (1, at)}, highest=float(energies.median())).rows["far"]
+    assert low["draws"]["value"] == 7.0
+    none = find_states(target, at[:1], {"far": (1, at)}, highest=-1e9).rows["far"]
+    assert none["draws"]["value"] == none["states_new"]["value"] == 0.0
 
 
 @pytest.mark.parametrize("name", list(CLUSTER_MODELS))
