@@ -67,9 +67,9 @@ class ClusterPlan:
     sweep: float
     proposals: ProposalPlan = field(default_factory=ProposalPlan)
     seeds: int = 3
-    polish_rate: float = 5e-4
+    polish_rate: float = 1e-3
     polish_reverse: float = 0.5
-    polish_particles: int = 64
+    polish_particles: int = 32
     checked_rows: int = 100
 
     @property
@@ -292,4 +292,4 @@ def _for_polish(flow: ContinuousTransform) -> None:
     flow.configure(num_steps=STEPS, divergence="hutchinson")
 
 
-LJ13 = ClusterExperiment("lj13", ClusterPlan(720.0, (40, 120.0), 90.0))
+LJ13 = ClusterExperiment("lj13", ClusterPlan(480.0, (150, 360.0), 90.0))
