@@ -11,6 +11,7 @@ import torch
 
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.experiments.architectures import even_knots
+from pyro_boltzmann.experiments.paired_flow_matching import BLOCK
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import MuonAdam
 from pyro_boltzmann.transforms import ElementwiseAffine, ParticleSymmetry
@@ -24,10 +25,12 @@ from pyro_boltzmann.transforms.continuous import (
     VelocityField,
 )
 
-__all__ = ["BASE_SCALE", "MODELS", "FlowModel", "symmetry_of"]
+__all__ = ["BASE_SCALE", "CLUSTER_MODELS", "MODELS", "FlowModel", "base_scale", "symmetry_of"]
 
 BASE_SCALE = 2.0
 """Standard deviation of the base: about that of the coordinates of DW-2 and DW-4."""
+BASE_SCALES = {"lj13": 0.71}
+"""Of other targets: the root mean square of their coordinates."""
 TRAINING_STEPS = 6
 """Runge-Kutta steps where the equation is solved in training."""
 
@@ -42,6 +45,8 @@ class FlowModel:
     :ivar matches: trained by flow matching, else by maximum likelihood.
     :ivar knows_symmetry: its density is invariant by construction.
     :ivar augmented: its data are moved by random symmetries.
+    :ivar pairs: in the pool of flow matching, for each update: with 256 in a minibatch each comes up four times.
+    :ivar exchanged: base draws that are exchanged among one another before they are aligned with data.
     """
 
     layers: Callable[[ParticleTarget], list[Any]]
@@ -52,6 +57,8 @@ class FlowModel:
     knows_symmetry: bool = True
     augmented: bool = False
     num_particles: int = 256
+    pairs: int = 64
+    exchanged: int = BLOCK
 
     def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """What trains it."""
@@ -62,8 +69,13 @@ class FlowModel:
     def guide(self, target: ParticleTarget) -> AutoStochasticFlow:
         """An untrained guide; its first weights come from torch's global generator."""
         layers = self.layers(target)
-        scale = BASE_SCALE if isinstance(layers[0], ContinuousTransform) else 1.0
+        scale = base_scale(target) if isinstance(layers[0], ContinuousTransform) else 1.0
         return AutoStochasticFlow(target.model(), lambda energy, dim: layers, latent_dim=target.dim, base_scale=scale)
+
+
+def base_scale(target: ParticleTarget) -> float:
+    """Standard deviation of the base of continuous flows."""
+    return BASE_SCALES.get(target.name, BASE_SCALE)
 
 
 def symmetry_of(target: ParticleTarget) -> ParticleSymmetry:
@@ -107,6 +119,21 @@ def _coupling(target: ParticleTarget) -> list[Any]:
     return [*layers, T.AffineTransform(0.0, BASE_SCALE)]
 
 
+def _dense(target: ParticleTarget) -> list[Any]:
+    """An embedded-atom field of a cluster that fills a ball of radius 1.5, with walls of a tenth of that."""
+    kernels = SplineKernels(24, 3.6)
+    return _flow(EmbeddedAtomField(target.num_particles, target.spatial_dim, kernels=kernels), target)
+
+
+def _dense_graph(target: ParticleTarget) -> list[Any]:
+    field = GraphField(target.num_particles, target.spatial_dim, width=64, depth=2, length_scale=base_scale(target))
+    return _flow(field, target)
+
+
+def _dense_plain(target: ParticleTarget) -> list[Any]:
+    return _flow(MLPField(target.dim, width=256, depth=3, length_scale=base_scale(target)), target)
+
+
 GRAPH = "graph"
 MODELS: dict[str, FlowModel] = {
     "kernel": FlowModel(_kernel, 20.0, 2e-3, num_particles=128),
@@ -117,3 +144,10 @@ MODELS: dict[str, FlowModel] = {
     "coupling_augmented": FlowModel(_coupling, 25.0, 3e-3, knows_symmetry=False, augmented=True),
 }
 """By name; ``graph`` is in the headline."""
+CLUSTER_MODELS: dict[str, FlowModel] = {
+    "embedded_atom": FlowModel(_dense, 6.0, 1e-3, num_particles=64),
+    GRAPH: FlowModel(_dense_graph, 30.0, 2e-3, matches=True, num_particles=64, pairs=5, exchanged=1),
+    "plain_augmented": FlowModel(_dense_plain, 120.0, 1e-3, matches=True, knows_symmetry=False, augmented=True),
+}
+"""The same for Lennard-Jones clusters, whose pairs of 13 particles take a search each: exchanging the base draws too
+would shorten the pairs by another tenth, at ten times the cost."""

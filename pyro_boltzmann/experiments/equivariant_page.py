@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pyro_boltzmann.experiments.particle_data import ParticleData
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.experiments.run_metrics import failures_of
 
-__all__ = ["EquivariantResults", "write_equivariant_results"]
+__all__ = ["EquivariantResults", "likelihood_figure", "write_equivariant_results"]
 
 SHOWN = 6
 """Configurations in a picture."""
@@ -148,7 +149,7 @@ def _notes(results: EquivariantResults) -> list[str]:
 def _draw_pictures(results: EquivariantResults, data: ParticleData, out: Path) -> dict[str, str]:
     target, size = results.target, results.headline_size
     exact = energy_value(target.energy, data.test)
-    save_figure(_likelihood_figure(results), out / "nll.png")
+    save_figure(likelihood_figure(results.parts, results.sizes, MODELS, target.name), out / "nll.png")
     pictures = {"nll": "Negative log-likelihood of test data against the size of the training set; dashed: the entropy"}
     for name, file in (("headline", "draws-headline"), ("kernel", f"draws-kernel-{size}")):
         draws = load_file(out / f"{file}.safetensors")
@@ -163,15 +164,19 @@ def _draw_pictures(results: EquivariantResults, data: ParticleData, out: Path) -
     return pictures
 
 
-def _likelihood_figure(results: EquivariantResults) -> Figure:
+def likelihood_figure(parts: Mapping[str, Any], sizes: Sequence[int], models: Iterable[str], target: str) -> Figure:
+    """Negative log-likelihoods of test data by the size of the training set.
+
+    :param parts: results by ``"model size"``, as :func:`.score` returns them.
+    """
     figure, (axes,) = new_figure(width=6.4, height=4.2)
     entropy: float | None = None
     highest = -np.inf
-    for name in MODELS:
-        rows = [from_plain(results.parts[f"{name} {size}"]["rows"]["nll"]) for size in results.sizes]
+    for name in models:
+        rows = [from_plain(parts[f"{name} {size}"]["rows"]["nll"]) for size in sizes]
         values = [np.nan if row.value is None else row.value for row in rows]
         colour, marker = _COLOURS[name]
-        axes.plot(results.sizes, values, marker=marker, color=colour, label=name.replace("_", " "), markersize=6)
+        axes.plot(sizes, values, marker=marker, color=colour, label=name.replace("_", " "), markersize=6)
         truth = rows[0].truth
         entropy = truth.value if isinstance(truth, Truth) else truth
         highest = max(highest, values[-1])
@@ -181,7 +186,7 @@ def _likelihood_figure(results: EquivariantResults) -> Figure:
             # Flows that have learned their few data by heart would squeeze all others.
             axes.set_ylim(entropy - 0.2, max(highest, entropy + 1.0) + 2.5)
     axes.set_xscale("log")
-    tidy(axes, title=f"Likelihood on {results.target.name}", x="training configurations", y="NLL (nats)")
+    tidy(axes, title=f"Likelihood on {target}", x="training configurations", y="NLL (nats)")
     return figure
 
 

@@ -18,6 +18,7 @@ from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.experiments.bendem_rows import to_plain
 from pyro_boltzmann.experiments.equivariant_training import Cost, likelihoods
+from pyro_boltzmann.experiments.run_distances import energy_distance
 from pyro_boltzmann.experiments.run_metrics import log_z_truth
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample
@@ -84,17 +85,21 @@ def score(
     cost: Cost | None = None,
     save_to: Path | None = None,
     keep_to: Path | None = None,
+    draw_steps: int = DRAW_STEPS,
+    density_steps: int = DENSITY_STEPS,
 ) -> dict[str, Any]:
-    """Rows of a report in JSON: ``nll`` of test data and its excess, ``log_z``, ``ess``, ``khat`` and others of the
-    weighted draws, and what training and scoring cost.
+    """Rows of a report in JSON: ``nll`` of test data and its excess, ``log_z``, ``ess``, ``khat``, ``e_w2`` and others
+    of the weighted draws, and what training and scoring cost.
 
+    :param draw_steps: Runge-Kutta steps of draws of a network, whose weights are exact for any number.
+    :param density_steps: of log-densities of data.
     :param save_to: netCDF file for the draws.
     :param keep_to: safetensors file for the draws, for pictures.
     """
     start = time.process_time()
     for block in guide.get_transform().blocks:
         if isinstance(block, ContinuousTransform):
-            block.configure(num_steps=DENSITY_STEPS, divergence="exact", solver="dto", method="rk4")
+            block.configure(num_steps=density_steps, divergence="exact", solver="dto", method="rk4")
     log_q = likelihoods(guide, test)
     rows = {"nll": nll_metric(log_q, target, test)}
     if target.log_z is not None:
@@ -102,11 +107,12 @@ def score(
     for block in guide.get_transform().blocks:
         if isinstance(block, ContinuousTransform):
             is_network = isinstance(block.field, NetworkField)
-            steps = DRAW_STEPS if is_network else EXACT_STEPS
+            steps = draw_steps if is_network else EXACT_STEPS
             block.configure(num_steps=steps, divergence="jacobian" if is_network else "exact")
     draws = importance_sample(target.model(), guide, num_samples=num_samples, seed=seed, save_to=save_to)
     rows |= weight_metrics(draws, log_z=log_z_truth(target))
     rows["mean_energy"] = _mean_energy(draws, target)
+    rows["e_w2"] = energy_distance(draws, energy_value(target.energy, test))
     if keep_to is not None:
         _keep(draws, keep_to)
     rows["score_seconds"] = Metric(time.process_time() - start)
@@ -129,7 +135,7 @@ def _mean_energy(draws: WeightedSamples, target: ParticleTarget) -> Metric:
 
 
 def _keep(draws: WeightedSamples, path: Path) -> None:
-    assert draws.energy is not None
-    tensors = {"z": draws.info["z"].contiguous(), "energy": draws.energy, "log_weights": draws.log_weights}
+    assert draws.energy is not None and draws.log_q is not None
+    tensors = {"z": draws.info["z"], "energy": draws.energy, "log_weights": draws.log_weights, "log_q": draws.log_q}
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(kept, temporary))

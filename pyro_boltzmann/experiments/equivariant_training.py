@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
-from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, FlowModel, symmetry_of
+from pyro_boltzmann.experiments.equivariant_models import FlowModel, base_scale, symmetry_of
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching
 from pyro_boltzmann.experiments.run_metrics import stream_seed
 from pyro_boltzmann.guides import AutoStochasticFlow
@@ -26,8 +26,6 @@ __all__ = ["BestState", "Cost", "learn_data", "learn_energy", "learn_own_draws",
 CHECKS = 6
 """How often held-out data are looked at in a training."""
 CHECKED_ROWS = 500
-PAIRS_PER_UPDATE = 64
-"""Pairs in the pool for each update: with 256 in a minibatch each comes up four times."""
 MOST_PAIRS = 400_000
 SLACK = 1.5
 """A training may take this much longer than planned."""
@@ -100,17 +98,19 @@ def learn_data(
     seconds: float,
     seed: int,
     checkpoint: Path | None = None,
+    checked_rows: int = CHECKED_ROWS,
     progress: bool = False,
 ) -> tuple[AutoStochasticFlow, Cost]:
     """A flow trained on ``data`` for about so many seconds, in its best state on ``held_out``.
 
     :param seconds: which set the number of updates.
+    :param checked_rows: of ``held_out`` in each look.
     """
     with seeded(seed):
         guide = model.guide(target)
     steps = max(2, round(seconds * model.updates))
     every = max(1, steps // CHECKS)
-    best = BestState(guide, held_out[:CHECKED_ROWS], every)
+    best = BestState(guide, held_out[:checked_rows], every)
     cost = Cost()
     settings: dict[str, Any] = {"objective": "forward_kl", "data": data, "num_particles": model.num_particles}
     symmetry = symmetry_of(target) if model.augmented else None
@@ -120,9 +120,10 @@ def learn_data(
         wall, cpu = time.perf_counter(), time.process_time()
         objective = PairedFlowMatching(
             data,
-            BASE_SCALE,
-            num_pairs=min(MOST_PAIRS, PAIRS_PER_UPDATE * steps),
+            base_scale(target),
+            num_pairs=min(MOST_PAIRS, model.pairs * steps),
             num_particles=model.num_particles,
+            block=model.exchanged,
             basis=target.basis if model.knows_symmetry else None,
             symmetry=symmetry,
             seed=seed,
@@ -163,6 +164,7 @@ def polish(
     seed: int,
     configure: Callable[[ContinuousTransform], Any],
     checkpoint: Path | None = None,
+    checked_rows: int = CHECKED_ROWS,
     progress: bool = False,
 ) -> Cost:
     """Train a flow further by maximum likelihood and reverse KL, in place; it ends in its best state on ``held_out``,
@@ -173,7 +175,7 @@ def polish(
     :param configure: sets how the equation is solved in this training.
     """
     configure(continuous_part(guide))
-    best = BestState(guide, held_out[:CHECKED_ROWS], max(1, updates // CHECKS))
+    best = BestState(guide, held_out[:checked_rows], max(1, updates // CHECKS))
     best.look(FitResult())  # a polish that makes things worse is undone
     before = best.apart
     result = fit(

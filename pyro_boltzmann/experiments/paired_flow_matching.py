@@ -12,7 +12,7 @@ from pyro_boltzmann.infer import FlowMatching, pair_by_transport
 from pyro_boltzmann.infer.randomness import seeded
 from pyro_boltzmann.transforms import MeanFreeBasis, ParticleSymmetry
 
-__all__ = ["PairedFlowMatching", "draw_pairs"]
+__all__ = ["BLOCK", "PairedFlowMatching", "draw_pairs"]
 
 BLOCK = 64
 """Rows among which base draws are exchanged."""
@@ -28,6 +28,7 @@ class PairedFlowMatching(FlowMatching):
     :param scale: standard deviation of the guide's base.
     :param num_pairs: in the pool.
     :param num_particles: pairs for each evaluation.
+    :param block: rows among which base draws are exchanged.
     :param basis: of the particles, to align pairs: for fields that know the symmetry.
     :param symmetry: moves the data at random, for fields that do not know it.
     :param seed: of the pool.
@@ -44,13 +45,14 @@ class PairedFlowMatching(FlowMatching):
         *,
         num_pairs: int,
         num_particles: int = 256,
+        block: int = BLOCK,
         basis: MeanFreeBasis | None = None,
         symmetry: ParticleSymmetry | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, num_particles=num_particles)
-        self.pool = draw_pairs(data, scale, num_pairs, basis=basis, symmetry=symmetry, seed=seed)
-        self._chosen = {"scale": scale, "num_pairs": num_pairs, "seed": seed}
+        self.pool = draw_pairs(data, scale, num_pairs, block=block, basis=basis, symmetry=symmetry, seed=seed)
+        self._chosen = {"scale": scale, "num_pairs": num_pairs, "block": block, "seed": seed}
         self._chosen |= {"aligned": basis is not None, "augmented": symmetry is not None}
 
     @torch.no_grad()
@@ -69,12 +71,13 @@ def draw_pairs(
     scale: float,
     num_pairs: int,
     *,
+    block: int = BLOCK,
     basis: MeanFreeBasis | None = None,
     symmetry: ParticleSymmetry | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     r"""Draws of :math:`\mathcal N(0, s^2)` and data, ``(num_pairs, dim)`` each, paired by
-    :func:`~pyro_boltzmann.infer.pair_by_transport` within blocks of 64; each datum comes up equally often, but for one.
+    :func:`~pyro_boltzmann.infer.pair_by_transport` within blocks; each datum comes up equally often, but for one.
 
     The parameters are those of :class:`PairedFlowMatching`.
     """
@@ -82,4 +85,4 @@ def draw_pairs(
         rounds = -(-num_pairs // len(data))
         rows = torch.cat([torch.randperm(len(data)) for _ in range(rounds)])[:num_pairs]
         x1 = data[rows] if symmetry is None else symmetry.augment(data[rows])
-        return pair_by_transport(scale * torch.randn_like(x1), x1, basis, block=BLOCK, seed=seed), x1
+        return pair_by_transport(scale * torch.randn_like(x1), x1, basis, block=block, seed=seed), x1

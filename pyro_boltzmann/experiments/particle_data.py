@@ -54,6 +54,7 @@ class ParticleData:
     :ivar virial: :math:`E[z \\cdot \\nabla u]`, the number of degrees of freedom for draws of the target.
     :ivar virial_error: likewise.
     :ivar seconds: CPU seconds that the draws took, 0.0 for exact draws.
+    :ivar evaluations: of the energy, with its gradient, that they took.
     """
 
     train: Tensor
@@ -64,6 +65,7 @@ class ParticleData:
     virial: float
     virial_error: float
     seconds: float
+    evaluations: float
 
     @property
     def num_distinct(self) -> dict[str, int]:
@@ -131,7 +133,7 @@ def num_shared(first: Tensor, second: Tensor) -> int:
     return len(distinct) - len(torch.unique(distinct, dim=0))
 
 
-_NUMBERS = ("mean_energy", "mean_energy_error", "virial", "virial_error", "seconds")
+_NUMBERS = ("mean_energy", "mean_energy_error", "virial", "virial_error", "seconds", "evaluations")
 
 
 def _exact(target: Target, sizes: dict[str, int], seed: int) -> ParticleData:
@@ -145,7 +147,7 @@ def _exact(target: Target, sizes: dict[str, int], seed: int) -> ParticleData:
     }
     z = torch.cat(list(sets.values()))
     # Every draw is independent: a system of its own.
-    return _data(sets, {**_moments(target, z.unsqueeze(1)), "seconds": 0.0})
+    return _data(sets, {**_moments(target, z.unsqueeze(1)), "seconds": 0.0, "evaluations": 0.0})
 
 
 def _tempered(
@@ -173,7 +175,8 @@ def _tempered(
     for (name, number), block in zip(sizes.items(), z.split(list(CHAINS.values())), strict=True):
         rows = block.flatten(0, 1)
         sets[name] = rows[torch.randperm(len(rows), generator=generator)[:number]]
-    return _data(sets, {**_moments(target, z), "seconds": float(draws.info["cpu_seconds"])})
+    spent = float(sum(part["gradients"] for part in (draws.evaluations or {}).values()))
+    return _data(sets, {**_moments(target, z), "seconds": float(draws.info["cpu_seconds"]), "evaluations": spent})
 
 
 def _data(sets: dict[str, Tensor], numbers: dict[str, float]) -> ParticleData:

@@ -25,7 +25,7 @@ from pyro_boltzmann.diagnostics import (
 from pyro_boltzmann.energies.catalogue import Target
 from pyro_boltzmann.exceptions import ShapeError
 
-__all__ = ["BLOCK", "FLOOR_REPEATS", "distance_rows"]
+__all__ = ["BLOCK", "FLOOR_REPEATS", "distance_rows", "energy_distance"]
 
 BLOCK = 10_000
 FLOOR_REPEATS = 5
@@ -55,7 +55,7 @@ def distance_rows(
     rows: dict[str, Metric] = {}
     if exact_z is not None and exact_energy is not None:
         if ws.energy is not None:
-            rows["e_w2"] = _energy_distance(ws, exact_energy)
+            rows["e_w2"] = energy_distance(ws, exact_energy)
         rows["x_w2"] = _transport(ws, z, exact_z, sample_w2, TRANSPORTED, FLOOR_REPEATS)
         if z.shape[-1] <= KS_DIMENSIONS:
             rows |= _ks_rows(ws, z, exact_z)
@@ -64,7 +64,11 @@ def distance_rows(
     return rows
 
 
-def _energy_distance(ws: WeightedSamples, exact: Tensor) -> Metric:
+def energy_distance(ws: WeightedSamples, exact: Tensor) -> Metric:
+    """``e_w2``, the distance of the energies of weighted draws from those of exact ones, with its floor.
+
+    :param exact: ``(M,)``; value and floor are of so many draws that these suffice for all repeats.
+    """
     # As many weighted draws as have the Kish size of one block, so that the floor stands for the same size.
     size = min(len(exact) // (2 * FLOOR_REPEATS + 1), int(ws.ess * ws.num_samples))
     if size < 2:
