@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_boltzmann.energies import BoltzmannModel
-from pyro_boltzmann.energies.catalogue import catalogue
+from pyro_boltzmann.energies.catalogue import Target, catalogue
 from pyro_boltzmann.experiments.bench_timing import measure, ratio
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import ReverseKL
@@ -88,7 +88,7 @@ def _updates() -> list[str]:
         "published formula": _PublishedField(KernelField(4, 2, kernels=_published_kernels())),
     }.items():
         flow = ContinuousTransform(field, target.dim, UPDATE_STEPS)
-        guide = AutoStochasticFlow(target.model(), lambda energy, dim, flow=flow: [flow], latent_dim=target.dim)
+        guide = _guide(target, flow)
         steps[name] = partial(_update, target.model(), guide, torch.optim.Adam(guide.parameters(), lr=1e-4))
     times = measure(steps, repeats=FIELD_REPEATS)
     lines += _rows(times)
@@ -97,7 +97,11 @@ def _updates() -> list[str]:
     return [*lines, f"  {'ratio, splines':<42} {ratio(ours, theirs, None)}"]
 
 
-def _update(model: BoltzmannModel, guide: AutoStochasticFlow, optimizer: torch.optim.Optimizer) -> None:
+def _guide(target: Target, flow: ContinuousTransform) -> AutoStochasticFlow:
+    return AutoStochasticFlow(target.model(), lambda energy, dim: [flow], latent_dim=target.dim)
+
+
+def _update(model: Callable[..., Any], guide: AutoStochasticFlow, optimizer: torch.optim.Optimizer) -> None:
     with torch.enable_grad():
         optimizer.zero_grad()
         ReverseKL(UPDATE_BATCH).loss_and_grads(model, guide)

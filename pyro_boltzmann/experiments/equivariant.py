@@ -20,22 +20,18 @@ from pyro_boltzmann.experiments.equivariant_training import (
     learn_data,
     learn_energy,
     learn_own_draws,
-    polish,
 )
 from pyro_boltzmann.experiments.finished_parts import FinishedParts
 from pyro_boltzmann.experiments.particle_data import ParticleData, keep_particle_data
 from pyro_boltzmann.experiments.run_folder import DRAWS
 from pyro_boltzmann.experiments.run_metrics import stream_seed
 from pyro_boltzmann.experiments.threads import one_thread
-from pyro_boltzmann.transforms.continuous import ContinuousTransform
 
 __all__ = ["DW2", "DW4", "EquivariantExperiment", "EquivariantPlan"]
 
 TRAIN_SIZES = (100, 1000, 10_000, 100_000)
 HEADLINE_SIZE = 10_000
 SOLVER_SIZE = 1000
-POLISH_STEPS = 5
-"""Runge-Kutta steps in the polish, whose gradients come from one fresh probe of the divergence."""
 NUM_SAMPLES, NUM_TEST, NUM_VALIDATION = 2000, 2000, 1000
 FEWEST = 100
 
@@ -45,30 +41,22 @@ class EquivariantPlan:
     """How long everything trains, in seconds of an idle core.
 
     :ivar headline: flow matching of the headline model, each seed.
-    :ivar polish: updates of its polish, each seed, and the seconds that they may take.
     :ivar sweep: of each model and size of training set.
     :ivar energy: of each flow that learns from the energy alone.
     :ivar solver: updates of each way to solve the equation.
     :ivar seeds: of the headline.
-    :ivar polish_rates: learning rates of the polish, of vectors and of matrices.
-    :ivar polish_reverse: share of reverse KL in it; the rest is maximum likelihood.
-    :ivar polish_particles: data, and draws, in each of its updates.
     """
 
     headline: float
-    polish: tuple[int, float]
     sweep: float
     energy: float
     solver: int
     seeds: int = 3
-    polish_rates: tuple[float, float] = (1e-3, 3e-3)
-    polish_reverse: float = 0.5
-    polish_particles: int = 128
 
     @property
     def minutes(self) -> float:
         """Of all trainings together."""
-        runs = self.seeds * (self.headline + self.polish[1]) + len(MODELS) * len(TRAIN_SIZES) * self.sweep
+        runs = self.seeds * self.headline + len(MODELS) * len(TRAIN_SIZES) * self.sweep
         return (runs + 2.0 * self.energy + 2.0 * 60.0) / 60.0
 
 
@@ -150,49 +138,28 @@ class _Work:
     out: Path
 
     def headline(self, index: int) -> dict[str, Any]:
-        """The graph field by flow matching, scored, then polished and scored again."""
+        """The graph field by flow matching."""
         seed, train = stream_seed(self.seed + index, "headline"), self.data.train[:HEADLINE_SIZE]
-        held_out = self.data.validation
-        seconds = self.plan.headline * self.share
         guide, cost = learn_data(
             MODELS[GRAPH],
             self.target,
             train,
-            held_out,
-            seconds=seconds,
+            self.data.validation,
+            seconds=self.plan.headline * self.share,
             seed=seed,
             checkpoint=self.out / f"matching-{index}.safetensors",
         )
-        settings: dict[str, Any] = {"num_samples": self.count, "seed": stream_seed(seed, "draws")}
-        first = score(guide, self.target, self.data.test, cost=cost, **settings)
-        updates, limit = self.plan.polish
-        more = polish(
-            guide,
-            self.target,
-            train,
-            held_out,
-            updates=max(2, round(updates * self.share)),
-            rates=self.plan.polish_rates,
-            reverse_kl=self.plan.polish_reverse,
-            num_particles=self.plan.polish_particles,
-            seconds=limit * self.share + 10.0,
-            seed=seed,
-            configure=_for_polish,
-            checkpoint=self.out / f"polish-{index}.safetensors",
-        )
-        cost.seconds, cost.cpu_seconds = cost.seconds + more.seconds, cost.cpu_seconds + more.cpu_seconds
-        cost.updates, cost.gradients = cost.updates + more.updates, cost.gradients + more.gradients
         is_shown = index == 0
-        second = score(
+        return score(
             guide,
             self.target,
             self.data.test,
+            num_samples=self.count,
+            seed=stream_seed(seed, "draws"),
             cost=cost,
             save_to=self.out / DRAWS if is_shown else None,
             keep_to=self.out / "draws-headline.safetensors" if is_shown else None,
-            **settings,
         )
-        return {"matching": first, "polished": second}
 
     def sweep(self, name: str, size: int) -> dict[str, Any]:
         """A model trained on the first rows of the data."""
@@ -245,9 +212,5 @@ class _Work:
         return score(guide, self.target, self.data.test, cost=cost, **draws)
 
 
-def _for_polish(flow: ContinuousTransform) -> None:
-    flow.configure(num_steps=POLISH_STEPS, divergence="hutchinson")
-
-
-DW2 = EquivariantExperiment("dw2", EquivariantPlan(40.0, (100, 30.0), 10.0, 40.0, 150))
-DW4 = EquivariantExperiment("dw4", EquivariantPlan(240.0, (850, 420.0), 30.0, 150.0, 120))
+DW2 = EquivariantExperiment("dw2", EquivariantPlan(60.0, 15.0, 40.0, 150))
+DW4 = EquivariantExperiment("dw4", EquivariantPlan(300.0, 60.0, 180.0, 120))

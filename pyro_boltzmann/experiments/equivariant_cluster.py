@@ -56,7 +56,7 @@ class ClusterPlan:
     :ivar sweep: of each model and size of training set.
     :ivar proposals: the runs of sequential Monte Carlo.
     :ivar seeds: of the headline.
-    :ivar polish_rate: learning rate of the polish.
+    :ivar polish_rates: learning rates of the polish, of vectors and of matrices.
     :ivar polish_reverse: share of reverse KL in it; the rest is maximum likelihood.
     :ivar polish_particles: data, and draws, in each of its updates.
     :ivar checked_rows: held-out rows in each look at a training.
@@ -67,7 +67,7 @@ class ClusterPlan:
     sweep: float
     proposals: ProposalPlan = field(default_factory=ProposalPlan)
     seeds: int = 3
-    polish_rate: float = 1e-3
+    polish_rates: tuple[float, float] = (3e-4, 1e-3)
     polish_reverse: float = 0.5
     polish_particles: int = 32
     checked_rows: int = 100
@@ -195,7 +195,7 @@ class _Work:
             train,
             self.data.validation,
             updates=max(2, round(updates * self.share)),
-            learning_rate=self.plan.polish_rate,
+            rates=self.plan.polish_rates,
             reverse_kl=self.plan.polish_reverse,
             num_particles=self.plan.polish_particles,
             seconds=limit * self.share + 10.0,

@@ -106,7 +106,7 @@ def _graph(target: ParticleTarget) -> list[Any]:
 
 
 def _plain(target: ParticleTarget) -> list[Any]:
-    return _flow(MLPField(target.dim, width=128, depth=3, length_scale=BASE_SCALE), target)
+    return _flow(MLPField(target.dim, width=256, depth=4, length_scale=BASE_SCALE), target)
 
 
 def _coupling(target: ParticleTarget) -> list[Any]:
@@ -139,8 +139,8 @@ MODELS: dict[str, FlowModel] = {
     "kernel": FlowModel(_kernel, 20.0, 2e-3, num_particles=128),
     "embedded_atom": FlowModel(_embedded_atom, 12.0, 1e-3, num_particles=128),
     GRAPH: FlowModel(_graph, 20.0, 1e-2, 3e-2, matches=True, num_particles=512),
-    "plain": FlowModel(_plain, 200.0, 1e-3, matches=True, knows_symmetry=False),
-    "plain_augmented": FlowModel(_plain, 200.0, 1e-3, matches=True, knows_symmetry=False, augmented=True),
+    "plain": FlowModel(_plain, 35.0, 5e-3, 1e-2, matches=True, knows_symmetry=False),
+    "plain_augmented": FlowModel(_plain, 35.0, 5e-3, 1e-2, matches=True, knows_symmetry=False, augmented=True),
     "coupling_augmented": FlowModel(_coupling, 25.0, 3e-3, knows_symmetry=False, augmented=True),
 }
 """By name; ``graph`` is in the headline."""

@@ -118,11 +118,8 @@ def _models(results: EquivariantResults) -> tuple[dict[str, list[str]], dict[str
         gradients += part["gradients"]
 
     for name, part in results.parts.items():
-        if "polished" in part:
-            add(_HEADLINE, f"graph, polished, {name}", part["polished"])
-    for name, part in results.parts.items():
-        if "polished" in part:
-            add(_HEADLINE, f"graph, flow matching, {name}", {**part["matching"], "gradients": 0})
+        if name.startswith("seed "):
+            add(_HEADLINE, f"graph, {name}", part)
         elif name in SOLVERS:
             add(_SOLVERS, name, part)
         else:
@@ -135,9 +132,7 @@ def _models(results: EquivariantResults) -> tuple[dict[str, list[str]], dict[str
 
 
 def _sum(models: dict[str, Rows], name: str) -> float:
-    # The flow-matching rows of the headline are part of the polished ones.
-    chosen = [rows for model, rows in models.items() if not model.startswith("graph, flow matching") and name in rows]
-    return sum(rows[name].value or 0.0 for rows in chosen)
+    return sum(rows[name].value or 0.0 for rows in models.values() if name in rows)
 
 
 def _notes(results: EquivariantResults) -> list[str]:
@@ -210,9 +205,7 @@ are exact for its discrete map. Training, validation and test data come from sep
 sampler.
 
 The headline is the graph field on {results.headline_size:,} configurations: flow matching on pairs aligned over
-permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), then a polish of
-{max(2, round(plan.polish[0] * results.share))} updates by maximum likelihood and reverse KL in equal parts, with
-Hutchinson's estimate of the divergence; both stages are in the table.
+permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), with Muon.
 Flows of `energy alone` were given no data: one learns by flow matching on draws that tempered Monte Carlo makes from
 the energy, whose cost is counted, the other by reverse KL. Below, each model has {plan.sweep * results.share:.3g} s for
 each size of the training set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and

@@ -229,7 +229,7 @@ def learn_own_draws(
     """A flow from the energy alone: tempered SMC from a Gaussian of the base's width makes the data and, with fresh
     particles, the held-out rows; their time and gradients count."""
     sets, gradients, start = [], 0, (time.perf_counter(), time.process_time())
-    settings: dict[str, Any] = {"proposal": BASE_SCALE, "progress": False}
+    settings: dict[str, Any] = {"proposal": base_scale(target), "progress": False}
     for name, number in (("own draws", num_draws), ("own held-out draws", 2 * CHECKED_ROWS)):
         draws = smc(target.model(), num_samples=number, seed=stream_seed(seed, name), **settings)
         generator = torch.Generator().manual_seed(seed)
