@@ -36,7 +36,7 @@ class AbsorbedBrownianTransition:
 
     >>> law = AbsorbedBrownianTransition(0.0, 6.0)
     >>> law.survival(torch.tensor([[3.0], [1.0]]), 3.0)
-    tensor([0.8335, 0.4363])
+    tensor([0.8335, 0.4325])
     """
 
     def __init__(self, low: float = 0.0, high: float = 6.0, scale: float = 1.0) -> None:
@@ -111,4 +111,5 @@ class AbsorbedBrownianTransition:
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    return torch.special.ndtr(x)
+    result: Tensor = torch.special.ndtr(x)
+    return result

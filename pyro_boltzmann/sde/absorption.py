@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
@@ -43,43 +41,45 @@ def absorb(
     :param dt: the step, a number or ``(n, 1)``.
     :return: the rows that end, ``(k,)``; the fraction of the step after which they do, ``(k,)``; where, ``(k, d)``.
     """
-    first = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
-    wall = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    index = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for boundary in boundaries:
         rate = _variance(diffusion, x, boundary.index) * (dt[:, 0] if isinstance(dt, Tensor) else dt)
         for end in boundary.ends.values():
-            # Signed so that the inside is positive, whichever end it is.
-            sign = 1.0 if end == boundary.low else -1.0
-            a, c = sign * (x[:, boundary.index] - end), sign * (y[:, boundary.index] - end)
-            near = (a * c < NEGLIGIBLE * rate) if boundary.bridge else c <= 0.0
-            rows = (near | (c <= 0.0)).nonzero()[:, 0]
+            before, after = x[:, boundary.index], y[:, boundary.index]
+            a, c = (before - end, after - end) if end == boundary.low else (end - before, end - after)
+            rows = (a * c <= NEGLIGIBLE * rate if boundary.bridge else c <= 0.0).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
-            a, c = a[rows].double(), c[rows].double()
+            fraction = torch.ones_like(rows, dtype=torch.float64)
             if boundary.bridge:
+                a, c = a[rows].double(), c[rows].double()
                 v = rate[rows].double() if isinstance(rate, Tensor) else torch.full_like(a, rate)
-                has_crossed = c <= 0.0
-                has_crossed |= _uniform(a, generator) < (-2.0 * a * c / v).exp()
-                rows, fraction = rows[has_crossed], _first_time(a, c, v, has_crossed, generator)
-            else:
-                fraction = torch.ones_like(a)
-            is_earlier = fraction < first[rows]
-            rows = rows[is_earlier]
-            first[rows], wall[rows], index[rows] = fraction[is_earlier], end, boundary.index
-    rows = first.isfinite().nonzero()[:, 0]
-    fraction = first[rows]
+                has_crossed = (c <= 0.0) | (_uniform(a, generator) < (-2.0 * a * c / v).exp())
+                rows = rows[has_crossed]
+                fraction = _first_time(a[has_crossed], c[has_crossed].abs(), v[has_crossed], generator)
+            found.append((rows, fraction, torch.full_like(fraction, end), torch.full_like(rows, boundary.index)))
+    if not found:
+        none = torch.empty(0, dtype=torch.long, device=x.device)
+        return none, none.double(), x[none]
+    rows, fraction, wall, index = _earliest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
     place = torch.lerp(x[rows], y[rows], fraction.to(x).unsqueeze(-1))
-    place.scatter_(-1, index[rows].unsqueeze(-1), wall[rows].to(x).unsqueeze(-1))
+    place.scatter_(-1, index.unsqueeze(-1), wall.to(x).unsqueeze(-1))
     return rows, fraction, place
 
 
-def _first_time(a: Tensor, c: Tensor, v: Tensor, chosen: Tensor, generator: Generator | None) -> Tensor:
+def _earliest(rows: Tensor, fraction: Tensor, wall: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a row that has reached several planes, the first one."""
+    order = fraction.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    order = order[torch.cat([rows.new_ones(min(1, len(rows))), rows[order].diff()]) != 0]
+    return rows[order], fraction[order], wall[order], index[order]
+
+
+def _first_time(a: Tensor, c: Tensor, v: Tensor, generator: Generator | None) -> Tensor:
     """The fraction of the step at the first crossing, by the inverse Gaussian sampler.
 
     Source: Michael, Schucany and Haas, The American Statistician 30 (1976), 88.
     """
-    a, c, v = a[chosen], c[chosen].abs(), v[chosen]
     mean = a / c.clamp_min(1e-9 * a)
     normal = torch.empty_like(a).normal_(generator=generator)
     q = mean * normal.square() * v / a.square()

@@ -96,11 +96,20 @@ class Reflecting(_Folding):
 
     def fold(self, column: Tensor) -> Tensor:
         low, high = self.low, self.high
+        # Of a point and its image, the one inside: nothing inside is rounded, and no mask is needed.
         if low is None:
             assert high is not None
-            return torch.where(column > high, 2.0 * high - column, column)
+            return torch.minimum(column, 2.0 * high - column)
+        folded = torch.maximum(column, 2.0 * low - column)
         if high is None:
-            return torch.where(column < low, 2.0 * low - column, column)
+            return folded
+        folded = torch.minimum(folded, 2.0 * high - folded)
+        if folded.numel() and float(folded.detach().amin()) < low:
+            return self._fold_far(column, low, high)
+        return folded
+
+    def _fold_far(self, column: Tensor, low: float, high: float) -> Tensor:
+        """For steps longer than the domain is wide."""
         width = high - low
         turns = ((column - low) / width).floor()
         folded = torch.sub(column, turns, alpha=width)
@@ -116,7 +125,8 @@ class Clamped(_Folding):
     """
 
     def fold(self, column: Tensor) -> Tensor:
-        return torch.where(column.isinf(), math.nan, column).clamp(self.low, self.high)
+        # Nothing times inf is NaN: what has overflowed must not be put on an end as if it were there.
+        return torch.add(column.clamp(self.low, self.high), column, alpha=0.0)
 
 
 @dataclass(frozen=True)

@@ -153,11 +153,8 @@ def diffusion_jacobian(sde: SDE, x: Tensor, params: Tensor | None = None) -> Ten
     :return: ``(n, d, d)``.
     """
     if not callable(sde.diffusion):
-        return (
-            None
-            if isinstance(sde.diffusion, Tensor) and sde.diffusion.dim() == 2
-            else x.new_zeros(*x.shape, x.shape[-1])
-        )
+        mixes = isinstance(sde.diffusion, Tensor) and sde.diffusion.dim() == 2
+        return None if mixes else x.new_zeros(*x.shape, sde.event_dim)
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         _, value = sde.coefficients(x, params)

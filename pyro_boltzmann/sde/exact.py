@@ -29,7 +29,8 @@ class GaussianTransition(ABC):
         :raises ValueError: unless all times are positive and finite.
         """
         mean, variance = self.moments(x0, time)
-        return dist.Normal(mean, variance.sqrt()).to_event(1)
+        law: dist.TorchDistribution = dist.Normal(mean, variance.sqrt()).to_event(1)
+        return law
 
     def log_prob(self, y: Tensor, x0: Tensor, time: float | Tensor) -> Tensor:
         r""":math:`\log p_t(y \mid x_0)`, of shape ``(*batch)``."""

@@ -89,7 +89,8 @@ class TruncatedNormal(TorchDistribution):
     def _log_mass(self) -> Tensor:
         a, b, _ = self._ends()
         log_b = torch.special.log_ndtr(b)
-        return (log_b + torch.log1p(-(torch.special.log_ndtr(a) - log_b).exp())).to(self.loc.dtype)
+        log_mass: Tensor = log_b + torch.log1p(-(torch.special.log_ndtr(a) - log_b).exp())
+        return log_mass.to(self.loc.dtype)
 
 
 class MaxwellianMomentum(TorchDistribution):
@@ -208,7 +209,7 @@ def _check_ordered(low: Tensor, high: Tensor) -> None:
 
 
 def _expanded(law: Law, instance: TorchDistribution | None, batch_shape: Any, names: tuple[str, ...]) -> Law:
-    new: Law = law._get_checked_instance(type(law), instance)
+    new: Law = law._get_checked_instance(type(law), instance)  # type: ignore[no-untyped-call]
     batch = torch.Size(batch_shape)
     for name in names:
         setattr(new, name, getattr(law, name).expand(batch))

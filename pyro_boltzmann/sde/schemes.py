@@ -26,7 +26,7 @@ class Scheme(ABC):
     name: str
     num_normals: int = 1
 
-    def check(self, sde: SDE, x: Tensor, params: Tensor | None) -> None:
+    def check(self, sde: SDE, x: Tensor, params: Tensor | None) -> None:  # noqa: B027 (Euler takes all)
         """Refuse an equation for whose noise the scheme is not made, judging by a few states.
 
         :param x: ``(n, d)``.

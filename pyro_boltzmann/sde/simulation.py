@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -19,7 +20,7 @@ from pyro_boltzmann.sde.schemes import Scheme, scheme_of
 __all__ = ["SimulationResult", "simulate"]
 
 NUMBERS_IN_CACHE = 49152
-"""Numbers of the states that are advanced together on a CPU: with their noise and drift they fit a second-level cache."""
+"""Numbers of the states that a CPU advances together: with their noise and drift they fit a second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def simulate(
     r"""Follow one trajectory from each initial state.
 
     A trajectory over the time :math:`t` takes :math:`n = \lceil t / h \rceil` equal steps. Trajectories are advanced in
-    chunks that fit a cache; only their present state is in memory. Those that are absorbed, or whose time is over, leave
-    the chunk. The same seed gives the same result for the same chunk size.
+    chunks that fit a cache; only their present state is in memory. Those that are absorbed, or whose time is over,
+    leave the chunk. The same seed gives the same result for the same chunk size.
 
     :param x0: ``(*batch, d)``; its dtype and device are those of the simulation.
     :param time: how long, one number or a tensor that broadcasts to ``(*batch)``.
@@ -143,7 +144,7 @@ class _Chunk:
         self.x = sde.fold(by_columns(states[self.index]))
         self.params = None if params is None else params[self.index]
 
-    def run(self, bar: tqdm[None]) -> None:
+    def run(self, bar: tqdm[Any]) -> None:
         """Advance all to their ends and write those into the result."""
         self._absorb_at_start()
         self._keep(0)
@@ -195,9 +196,19 @@ class _Chunk:
         self.result.exit_time[index] = times.to(self.result.exit_time)
 
     def _drop(self, gone: Tensor) -> None:
-        stays = torch.ones_like(self.index, dtype=torch.bool)
-        stays[gone] = False
-        self._select(stays.nonzero()[:, 0])
+        if self.num_steps is not None:
+            stays = torch.ones_like(self.index, dtype=torch.bool)
+            stays[gone] = False
+            self._select(stays.nonzero()[:, 0])
+            return
+        # Without an order to keep, the last ones fill the gaps: work for those that leave alone.
+        number = len(self.index) - len(gone)
+        is_free = torch.ones_like(gone, dtype=torch.bool)
+        is_free[gone[gone >= number] - number] = False
+        gaps, last = gone[gone < number], number + is_free.nonzero()[:, 0]
+        for tensor in (self.x, self.index) if self.params is None else (self.x, self.index, self.params):
+            tensor[gaps] = tensor[last]
+        self._select(slice(number))
 
     def _select(self, rows: slice | Tensor) -> None:
         # By columns, so that the order in memory stays.
@@ -224,9 +235,9 @@ class _Chunk:
         if bool(wrong.any()):
             first = index[wrong][0]
             raise SolverError(
-                f"{int(wrong.sum())} of {len(wrong)} trajectories became inf or NaN, one of them from the initial state "
-                f"{[round(value, 6) for value in self.start[first].tolist()]}; make step_size smaller, confine the "
-                "state by boundaries, or mend the drift or diffusion where it is not finite"
+                f"{int(wrong.sum())} of {len(wrong)} trajectories became inf or NaN, one of them from the initial "
+                f"state {[round(value, 6) for value in self.start[first].tolist()]}; make step_size smaller, confine "
+                "the state by boundaries, or mend the drift or diffusion where it is not finite"
             )
 
 

@@ -41,7 +41,8 @@ def draw_transitions(
 
     Blocks of trajectories have random numbers of their own, which follow from ``seed`` and the number of the block. So
     an interrupted run that is started again gives the same data as one that was not, and whole blocks are the
-    same in a longer run, which continues from the checkpoint of a shorter one. Torch's global generators stay as they were.
+    same in a longer run, which continues from the checkpoint of a shorter one. Torch's global generators stay as they
+    were.
 
     :param initial: a distribution with event shape ``(d,)``.
     :param time: one time for all, or the ends of an interval in which times are uniform.

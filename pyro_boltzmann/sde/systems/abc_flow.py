@@ -62,4 +62,5 @@ def abc_truncated_normal(x: float, y: float, z: float) -> dist.TorchDistribution
     """
     width = math.pi * torch.tensor([1.0 / 3.0, 1.0 / 5.0, 1.0 / 4.0])
     low, high = torch.zeros(3), torch.full((3,), 2.0 * math.pi)
-    return TruncatedNormal(torch.tensor([x, y, z]), width / math.sqrt(2.0), low, high).to_event(1)
+    laws = TruncatedNormal(torch.tensor([x, y, z]), width / math.sqrt(2.0), low, high)
+    return dist.Independent(laws, 1)

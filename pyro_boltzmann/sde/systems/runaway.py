@@ -56,17 +56,8 @@ class RunawayElectrons(SDE):
         ratio = self.collisions.initial_temperature / self.collisions.final_temperature
         self.field = field * ratio**1.5
         self.radiation_time, self.radial_diffusion = radiation_time, radial_diffusion
-        super().__init__(
-            lambda x: self.coefficients(x)[0],
-            lambda x: self.coefficients(x)[1],
-            3,
-            boundaries=[
-                Clamped(0, low=P_MIN),
-                Reflecting(1, -1.0, 1.0),
-                Reflecting(2, low=0.0),
-                Absorbing(2, high=r_max),
-            ],
-        )
+        boundaries = [Clamped(0, low=P_MIN), Reflecting(1, -1.0, 1.0), Reflecting(2, low=0.0), Absorbing(2, high=r_max)]
+        super().__init__(self._drift, self._diffusion_by_state, 3, boundaries=boundaries)
 
     def coefficients(self, x: Tensor, params: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.arguments(x, params)
@@ -75,16 +66,11 @@ class RunawayElectrons(SDE):
         squared_sine = 1.0 - xi.square()
         tanh = ((r - 0.5) * 10.0).tanh()
         outward = self.radial_diffusion * (-0.25 * p.square()).exp()
-        drift = [
-            self.field * xi
-            - rates.gamma * p * squared_sine / self.radiation_time
-            - rates.c_f
-            + 2.0 * rates.c_a / p
-            + rates.c_a_slope,
-            squared_sine * (self.field / p + xi / (self.radiation_time * rates.gamma))
-            - 2.0 * xi * rates.c_b / p.square(),
-            outward * 5.0 * (1.0 - tanh.square()),
-        ]
+        force = self.field * xi - rates.gamma * p * squared_sine / self.radiation_time - rates.c_f
+        spread = 2.0 * rates.c_a / p + rates.c_a_slope
+        turning = squared_sine * (self.field / p + xi / (self.radiation_time * rates.gamma))
+        scattering = 2.0 * xi * rates.c_b / p.square()
+        drift = [force + spread, turning - scattering, outward * 5.0 * (1.0 - tanh.square())]
         diffusion = [
             (2.0 * rates.c_a).sqrt(),
             (2.0 * rates.c_b * squared_sine.clamp_min(0.0)).sqrt() / p,
@@ -92,16 +78,20 @@ class RunawayElectrons(SDE):
         ]
         return torch.stack(drift, 0).movedim(0, -1), torch.stack(diffusion, 0).movedim(0, -1)
 
+    def _drift(self, x: Tensor) -> Tensor:
+        return self.coefficients(x)[0]
+
+    def _diffusion_by_state(self, x: Tensor) -> Tensor:
+        return self.coefficients(x)[1]
+
 
 def runaway_initial(width: float) -> ProductLaw:
     """Maxwellian momenta on [0.5, 5], pitch uniform on [-1, 1] and radius on [0, 1], independent.
 
     :param width: of the Maxwellian, see :class:`MaxwellianMomentum`.
     """
-    unit = torch.tensor(1.0)
-    return ProductLaw(
-        [MaxwellianMomentum(width, P_MIN, P_MAX), dist.Uniform(-unit, unit), dist.Uniform(0.0 * unit, unit)]
-    )
+    zero, one = torch.tensor(0.0), torch.tensor(1.0)
+    return ProductLaw([MaxwellianMomentum(width, P_MIN, P_MAX), dist.Uniform(-one, one), dist.Uniform(zero, one)])
 
 
 def runaway_electrons(width: float = 1.0) -> System:
