@@ -111,7 +111,7 @@ def _like(value: Tensor, x: Tensor) -> Tensor:
 
 def _time(time: float | Tensor, x0: Tensor) -> Tensor:
     """``(*batch, 1)``."""
-    t = torch.as_tensor(time).to(x0)
+    t = torch.as_tensor(time, dtype=x0.dtype, device=x0.device)
     if not bool(((t > 0.0) & (t < math.inf)).all()):
         raise ValueError(f"an exact law needs times that are positive and finite, got {time}")
     return t.unsqueeze(-1)

@@ -88,16 +88,7 @@ class Milstein(Scheme):
     ) -> tuple[Tensor, float | Tensor]:
         if sde.has_constant_diffusion:
             return Euler().step(sde, x, dt, noise, params)
-        keeps_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            at = x if keeps_graph and x.requires_grad else x.detach().requires_grad_()
-            drift, diffusion = sde.coefficients(at, params)
-            assert isinstance(diffusion, Tensor)
-            slope = None
-            if diffusion.requires_grad:
-                (slope,) = torch.autograd.grad(diffusion.sum(), at, create_graph=keeps_graph, allow_unused=True)
-        if not keeps_graph:
-            drift, diffusion = drift.detach(), diffusion.detach()
+        drift, diffusion, slope = _with_slope(sde, x, params)
         y = _add_noise(_add(x, drift, dt), x, diffusion, noise[0], _sqrt(dt))
         if slope is not None:
             y = y + (0.5 * dt) * (diffusion * slope) * (noise[0].square() - 1.0)
@@ -156,6 +147,25 @@ def scheme_of(name: str) -> Scheme:
     if name not in SCHEMES:
         raise ValueError(f"there is no scheme {name!r}; choose one of {', '.join(sorted(SCHEMES))}")
     return SCHEMES[name]
+
+
+def _with_slope(sde: SDE, x: Tensor, params: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    r"""Drift, diffusion and :math:`\partial\sigma_i / \partial x_i`, with a graph where the caller's own needs one."""
+    if torch.is_grad_enabled() and not x.requires_grad:
+        drift, diffusion = sde.coefficients(x, params)
+        assert isinstance(diffusion, Tensor)
+        with torch.set_grad_enabled(diffusion.requires_grad):
+            *_, slope = _with_slope(sde, x.detach().requires_grad_(), params)
+        return drift, diffusion, slope
+    keeps_graph = torch.is_grad_enabled()
+    at = x if keeps_graph else x.detach().requires_grad_()
+    with torch.enable_grad():
+        drift, diffusion = sde.coefficients(at, params)
+        assert isinstance(diffusion, Tensor)
+        slope = None
+        if diffusion.requires_grad:
+            (slope,) = torch.autograd.grad(diffusion.sum(), at, create_graph=keeps_graph, allow_unused=True)
+    return (drift, diffusion, slope) if keeps_graph else (drift.detach(), diffusion.detach(), slope)
 
 
 def _sqrt(dt: Step) -> Step:
