@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_boltzmann.exceptions import ShapeError
-from pyro_boltzmann.sde.boundaries import Absorbing, Boundary, check_boundaries
+from pyro_boltzmann.sde.boundaries import Absorbing, Boundary, Folding, check_boundaries
 
 if TYPE_CHECKING:
     from pyro_boltzmann.sde.program import SDEProgram
@@ -106,10 +106,14 @@ class SDE:
         return x, params
 
     def fold(self, x: Tensor) -> Tensor:
-        """Bring states back into the domain, **in place**: all boundaries but absorbing ones."""
+        """Bring states back into the domain: all boundaries but absorbing ones. In place, unless a graph is kept."""
+        keeps_graph = torch.is_grad_enabled() and x.requires_grad
         for boundary in self.boundaries:
-            if not isinstance(boundary, Absorbing):
-                x[..., boundary.index] = boundary.fold(x[..., boundary.index])  # type: ignore[attr-defined]
+            if isinstance(boundary, Folding):
+                folded = boundary.fold(x[..., boundary.index])
+                if keeps_graph:
+                    x = x.clone()
+                x[..., boundary.index] = folded
         return x
 
     def model(self, initial: Any, time: float, num_steps: int, *, scheme: str = "euler", name: str = "x") -> SDEProgram:

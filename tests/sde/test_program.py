@@ -73,12 +73,13 @@ def test_the_energy_of_the_program_is_its_joint_density():
 
 
 def test_nuts_finds_the_posterior_of_the_initial_state():
-    mcmc = MCMC(NUTS(observed_decay(0.8), max_tree_depth=4), num_samples=400, warmup_steps=150, disable_progbar=True)
+    kernel = NUTS(observed_decay(0.8), step_size=0.7, adapt_step_size=False, adapt_mass_matrix=False, max_tree_depth=2)
+    mcmc = MCMC(kernel, num_samples=150, warmup_steps=10, disable_progbar=True)
     mcmc.run()
     x = mcmc.get_samples()["x_0"][:, 0].double()
     mean, variance = posterior_of_start(0.8)
     size = mcmc.diagnostics()["x_0"]["n_eff"].item()
-    assert size > 100
+    assert size > 50
     assert abs(x.mean() - mean) < 4.5 * (variance / size) ** 0.5
     assert abs(x.var() / variance - 1.0) < 4.5 * (2.0 / size) ** 0.5
 
