@@ -73,8 +73,8 @@ class TruncatedNormal(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
         a, b, sign = self._ends()
-        low = torch.special.ndtr(a)
-        z = sign * torch.special.ndtri(low + uniform * (torch.special.ndtr(b) - low))
+        low = _lower(a)
+        z = sign * torch.special.ndtri(low + uniform * (_lower(b) - low))
         x = (self.loc + self.scale * z).to(self.loc.dtype)
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
@@ -194,6 +194,11 @@ class ProductLaw(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return torch.stack([law.sample(sample_shape) for law in self.laws], -1)
+
+
+def _lower(z: Tensor) -> Tensor:
+    """The normal distribution function; ``torch.special.ndtr`` has no digits left below -8."""
+    return 0.5 * torch.erfc(-math.sqrt(0.5) * z)
 
 
 def _upper(x: Tensor, width: Tensor) -> Tensor:
