@@ -168,3 +168,11 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     simulate(sde, x0, 1.0, step_size=0.001, seed=0)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 64
+
+
+def test_progress_is_shown_when_asked_for(capsys):
+    sde, x0 = SDE(torch.sin, 1.0, 1), torch.zeros(600, 1)
+    simulate(sde, x0, 1.0, step_size=0.1, chunk_size=256)
+    assert capsys.readouterr().err == ""
+    simulate(sde, x0, 1.0, step_size=0.1, chunk_size=256, progress=True)
+    assert "30/30" in capsys.readouterr().err

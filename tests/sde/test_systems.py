@@ -17,6 +17,8 @@ from pyro_boltzmann.sde.systems import (
     abc_truncated_normal,
     absorbed_brownian_motion,
     brownian_motion,
+    double_well_diffusion,
+    gradient_diffusion,
     ornstein_uhlenbeck,
     runaway_electrons,
 )
@@ -85,6 +87,29 @@ def test_the_absorbed_system_against_its_exact_law():
         survival = system.transition.survival(x0, time)
         error = (survival * (1.0 - survival)).sum().sqrt()
         assert abs((~end.exited).sum() - survival.sum()) < 4.5 * error
+
+
+def test_gradient_diffusion_keeps_its_stationary_law_and_detailed_balance():
+    system, n = double_well_diffusion(barrier=1.0), 40_000
+    grid = torch.linspace(-3.0, 3.0, 60_001, dtype=torch.float64)
+    density = (-((grid**2 - 1.0) ** 2)).exp()
+    generator = torch.Generator().manual_seed(1)
+    x = grid[torch.multinomial(density[::10], n, replacement=True, generator=generator) * 10, None]
+    y = simulate(system.sde, x, 0.5, step_size=0.01, scheme="runge_kutta", seed=2).state
+    exact = [float((density * grid**k).sum() / density.sum()) for k in range(9)]
+    for k in (1, 2, 4):
+        error = 4.5 * math.sqrt((exact[2 * k] - exact[k] ** 2) / n)
+        assert abs((y**k).mean() - exact[k]) < error
+    # Forwards and backwards cannot be told apart: f(x) g(y) - g(x) f(y) has the mean 0.
+    difference = (x * y**3 - x**3 * y)[:, 0]
+    assert abs(difference.mean()) < 4.5 * difference.std() / math.sqrt(n)
+
+
+def test_gradient_diffusion_at_another_temperature():
+    sde = gradient_diffusion(lambda x: 0.5 * x.square().sum(-1), 2, temperature=0.5)
+    assert sde.diffusion == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        gradient_diffusion(lambda x: x.sum(-1), 2, temperature=0.0)
 
 
 P = torch.linspace(0.2, 30.0, 400, dtype=torch.float64)

@@ -57,6 +57,7 @@ class Collisions:
 
     Source: Yang et al., arXiv 2507.15990, and its repository (which takes the derivative by a finite difference).
 
+    >>> import torch
     >>> rates = Collisions().rates(torch.tensor([1.0]))
     >>> round(rates.c_f.item(), 3)
     0.763
