@@ -104,7 +104,7 @@ class RungeKutta(Scheme):
 
     The second drift is taken at a point that may lie outside the domain of a boundary.
 
-    Source: Roessler, SIAM J. Numer. Anal. 48 (2010), 922, table 6.3 (SRA1).
+    Source: Roessler, SIAM J. Numer. Anal. 48 (2010), 922 (SRA1).
     """
 
     name = "runge_kutta"

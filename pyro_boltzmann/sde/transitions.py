@@ -78,36 +78,19 @@ def draw_transitions(
         "block_size": block_size,
         "equation": repr(sde),
     }
-    done = _resume(checkpoint, settings, source, block_size, num_pairs)
-    count = sum(len(part) for part in done)
-    saved_at, is_saved = clock.monotonic(), True
-    with tqdm(total=num_pairs, initial=count, disable=not progress, unit="pair") as bar:
+    keeper = _Keeper(checkpoint, settings, source, save_seconds)
+    keeper.resume(num_pairs, block_size)
+    with tqdm(total=num_pairs, initial=keeper.count, disable=not progress, unit="pair") as bar:
         try:
-            while count < num_pairs:
-                x0, times, values = source.draw(count // block_size, block_size)
-                number = min(block_size, num_pairs - count)
-                x0, times, values = x0[:number], times[:number], None if values is None else values[:number]
-                same = source.interval[0] == source.interval[1]
-                result = simulate(
-                    sde,
-                    x0,
-                    source.interval[0] if same else times,
-                    step_size=step_size,
-                    params=values,
-                    scheme=scheme,
-                    seed=_block_seed(seed, count // block_size, "noise"),
-                )
-                done.append(TransitionData(x0, times, result.state, result.exited, values))
-                count, is_saved = count + number, False
+            while keeper.count < num_pairs:
+                number = min(block_size, num_pairs - keeper.count)
+                part = source.follow(keeper.count // block_size, block_size, number, step_size, scheme)
+                keeper.add(part)
                 bar.update(number)
-                if checkpoint is not None and clock.monotonic() - saved_at > save_seconds:
-                    done = [_save(checkpoint, done, settings, source)]
-                    saved_at, is_saved = clock.monotonic(), True
         finally:
             # Also on Ctrl-C and errors.
-            if checkpoint is not None and done and not is_saved:
-                _save(checkpoint, done, settings, source)
-    return TransitionData.cat(done)[:num_pairs]
+            keeper.save()
+    return TransitionData.cat(keeper.parts)[:num_pairs]
 
 
 class _Source:
@@ -139,6 +122,22 @@ class _Source:
                 values = self.params.sample((number,)).to(x0)
         return x0, times.clamp(low, high), values
 
+    def follow(self, block: int, size: int, number: int, step_size: float, scheme: str) -> TransitionData:
+        """The first ``number`` transitions of a block."""
+        x0, times, values = self.draw(block, size)
+        x0, times, values = x0[:number], times[:number], None if values is None else values[:number]
+        low, high = self.interval
+        result = simulate(
+            self.sde,
+            x0,
+            low if low == high else times,
+            step_size=step_size,
+            params=values,
+            scheme=scheme,
+            seed=_block_seed(self.seed, block, "noise"),
+        )
+        return TransitionData(x0, times, result.state, result.exited, values)
+
     def probe(self) -> Tensor:
         """Numbers that are others for other laws and coefficients: those of the first eight trajectories."""
         x0, times, values = self.draw(0, 8)
@@ -147,43 +146,57 @@ class _Source:
         return torch.cat([part.detach().cpu().double().flatten() for part in parts])
 
 
+class _Keeper:
+    """What is done, and its checkpoint."""
+
+    def __init__(self, path: str | Path | None, settings: dict[str, Any], source: _Source, save_seconds: float) -> None:
+        self.path = None if path is None else Path(path)
+        self.settings, self.save_seconds = settings, save_seconds
+        self.probe = torch.empty(0) if path is None else source.probe()
+        self.parts: list[TransitionData] = []
+        self.count = self.saved = 0
+        self.saved_at = clock.monotonic()
+
+    def add(self, part: TransitionData) -> None:
+        self.parts.append(part)
+        self.count += len(part)
+        if clock.monotonic() - self.saved_at > self.save_seconds:
+            self.save()
+
+    def save(self) -> None:
+        if self.path is not None and self.count > self.saved:
+            self.parts = [TransitionData.cat(self.parts)]
+            write_transitions(self.path, {**self.parts[0].tensors(), "probe": self.probe}, self.settings)
+            self.saved, self.saved_at = self.count, clock.monotonic()
+
+    def resume(self, num_pairs: int, block_size: int) -> None:
+        """Take up what the checkpoint has: all that is asked for, or its whole blocks."""
+        if self.path is None or not self.path.exists():
+            return
+        tensors, stored = read_transitions(self.path)
+        pairs = [(name, stored.get(name), now) for name, now in self.settings.items()]
+        differing = [f"{name} was {was}, is {now}" for name, was, now in pairs if was != now]
+        if not differing and not _is_same(tensors["probe"], self.probe):
+            differing = ["the initial law, the parameters or the values of drift and diffusion are others"]
+        if differing:
+            raise CheckpointError(
+                f"{self.path} holds other transitions: {'; '.join(differing)}; name another file, or delete this one"
+            )
+        found = TransitionData.load(self.path)
+        self.count = self.saved = num_pairs if len(found) >= num_pairs else len(found) // block_size * block_size
+        if self.count:
+            self.parts = [found[: self.count]]
+
+
+def _is_same(was: Tensor, now: Tensor) -> bool:
+    return was.shape == now.shape and torch.allclose(was, now, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
 def _time_interval(time: float | tuple[float, float]) -> tuple[float, float]:
     low, high = time if isinstance(time, tuple) else (time, time)
     if not 0.0 <= low <= high < float("inf") or high == 0.0:
         raise ValueError(f"time must be a positive number or (low, high) with 0 <= low <= high, got {time}")
     return float(low), float(high)
-
-
-def _resume(
-    checkpoint: str | Path | None, settings: dict[str, Any], source: _Source, block_size: int, num_pairs: int
-) -> list[TransitionData]:
-    """What the checkpoint has: all that is asked for, or its whole blocks."""
-    if checkpoint is None or not Path(checkpoint).exists():
-        return []
-    tensors, stored = read_transitions(checkpoint)
-    differing = [
-        f"{name} was {stored.get(name)}, is {now}" for name, now in settings.items() if stored.get(name) != now
-    ]
-    probe = source.probe()
-    if not differing and not (
-        tensors["probe"].shape == probe.shape and torch.allclose(tensors["probe"], probe, rtol=1e-5, atol=1e-7)
-    ):
-        differing = ["the initial law, the parameters or the values of drift and diffusion are others"]
-    if differing:
-        raise CheckpointError(
-            f"{checkpoint} holds other transitions: {'; '.join(differing)}; name another file, or delete this one"
-        )
-    found = TransitionData.load(checkpoint)
-    usable = num_pairs if len(found) >= num_pairs else len(found) // block_size * block_size
-    return [found[:usable]] if usable else []
-
-
-def _save(
-    checkpoint: str | Path, done: list[TransitionData], settings: dict[str, Any], source: _Source
-) -> TransitionData:
-    data = TransitionData.cat(done)
-    write_transitions(checkpoint, {**data.tensors(), "probe": source.probe()}, settings)
-    return data
 
 
 def _block_seed(seed: int, block: int, purpose: str) -> int:

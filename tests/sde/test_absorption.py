@@ -35,6 +35,20 @@ def test_exits_through_one_plane_are_exact_in_one_step():
     assert stats.kstest(uniform, "uniform").pvalue > 1e-5
 
 
+@pytest.mark.parametrize("drift", [-0.7, 0.4])
+def test_a_constant_drift_leaves_the_bridge_exact(drift):
+    # Given both ends of a step the bridge knows nothing of the drift.
+    sde = SDE(lambda x: torch.full_like(x, drift), 1.0, 1, boundaries=[Absorbing(0, high=2.0)])
+    end = simulate(sde, torch.full((N, 1), 1.5, dtype=torch.float64), 3.0, step_size=1.5, seed=6)
+
+    def cdf(t):
+        again = math.exp(2.0 * drift * 0.5) * stats.norm.cdf((-0.5 - drift * t) / t**0.5)
+        return stats.norm.cdf((drift * t - 0.5) / t**0.5) + again
+
+    assert within(end.exited.double().mean(), cdf(3.0))
+    assert stats.kstest(cdf(end.exit_time[end.exited].numpy()) / cdf(3.0), "uniform").pvalue > 1e-5
+
+
 def test_survivors_of_one_plane_have_the_law_of_images():
     x0 = torch.full((N, 1), 1.5, dtype=torch.float64)
     end = simulate(brownian(high=2.0), x0, 1.0, step_size=0.5, seed=1)
