@@ -4,7 +4,7 @@ Write an energy, choose a sampler, train it, and get draws with exact weights: l
 size, Pareto k-hat and the number of energy evaluations, as ArviZ data.
 """
 
-from pyro_boltzmann import diagnostics, diffusion, energies, guides, infer, stochastic, transforms
+from pyro_boltzmann import diagnostics, diffusion, energies, guides, infer, sde, stochastic, transforms
 from pyro_boltzmann.diagnostics import WeightedSamples, to_arviz
 from pyro_boltzmann.energies import (
     AnnealedEnergy,
@@ -78,6 +78,7 @@ __all__ = [
     "importance_sample",
     "infer",
     "parallel_tempering",
+    "sde",
     "smc",
     "stochastic",
     "to_arviz",
