@@ -27,8 +27,8 @@ __all__ = ["PseudoReversibleFlow", "PseudoReversibleTransform"]
 
 
 class PseudoReversibleFlow(ConditionalTransformModule):
-    r"""A conditional density :math:`\hat p(y \mid x_0)` and a sampler of it, two networks that are each other's inverse only
-    in so far as they learned to be:
+    r"""A conditional density :math:`\hat p(y \mid x_0)` and a sampler of it: two networks, each the other's inverse only in
+    so far as they learned to be,
 
     .. math:: \hat p(y \mid x_0) = \mathcal N(h(x_0, y); 0, I)\, \Bigl|\det \frac{\partial h}{\partial y}\Bigr|, \qquad
         y = g(x_0, z), \quad z \sim \mathcal N(0, I),
@@ -36,14 +36,14 @@ class PseudoReversibleFlow(ConditionalTransformModule):
     .. math:: \mathcal L = \mathbb E\bigl[-\log \hat p(y \mid x_0)\bigr] +
         \lambda\, \mathbb E\bigl\lvert g(x_0, h(x_0, y)) - y \bigr\rvert^2 ,
 
-    both in standardised columns of :math:`x_0` and y, whose constants are buffers. Densities are those of h. Samples are
-    those of g, unless they are *polished*: solutions of :math:`h(x_0, y) = z` by Newton's method from g, which follow
-    h's density where h does not fold.
+    both in standardised columns of :math:`x_0` and y, whose constants are buffers. Densities are those of h. Samples
+    are those of g, unless they are *polished*: solutions of :math:`h(x_0, y) = z` by Newton's method from g, which
+    follow h's density where h does not fold.
 
     Nothing makes :math:`\int \hat p\, dy = 1`: by the area formula it is
     :math:`\mathbb E_z\,\#\{y : h(x_0, y) = z\}`. A folding h has more, and a loss below the entropy; one that does not
-    reach every z has less. :meth:`mass`, :meth:`folds`, :meth:`round_trip` and :meth:`density_gap` measure what is hoped
-    for.
+    reach every z has less. :meth:`mass`, :meth:`folds`, :meth:`round_trip` and :meth:`density_gap` measure what is
+    hoped for.
 
     :param dim: dimension of the state y.
     :param context_dim: dimension of :math:`x_0` (with parameters of the equation behind it, if any); as the state's if
@@ -152,10 +152,12 @@ class PseudoReversibleFlow(ConditionalTransformModule):
         tolerance: float | None = None,
         max_evaluations: int = 30,
     ) -> PolishResult:
-        r"""The states with :math:`h(x_0, y) = z`, by Newton's method from :math:`g(x_0, z)`; shapes as for :meth:`log_prob`.
+        r"""The states with :math:`h(x_0, y) = z`, by Newton's method from :math:`g(x_0, z)`.
 
         Rows that do not converge, and rows where the determinant has the sign that it has on the minority of the data,
         are counted in the result.
+
+        :param z: ``(*batch, dim)``, broadcast with ``x0`` ``(*batch, context_dim)``.
         """
         context, rows, batch = self._latent_rows(z, x0, time)
         with torch.no_grad():
@@ -174,7 +176,7 @@ class PseudoReversibleFlow(ConditionalTransformModule):
         return PolishResult(y, *(each.view(batch) for each in per_row), found.evaluations)
 
     def condition(self, context: Tensor, time: Tensor | float | None = None) -> PseudoReversibleTransform:
-        r"""The transform from z to y at :math:`x_0` = ``context`` ``(*batch, context_dim)``, for Pyro's distributions."""
+        r"""The transform from z to y at :math:`x_0` = ``context``, ``(*batch, context_dim)``."""
         return PseudoReversibleTransform(self, context, time)
 
     # What is hoped for, measured ---------------------------------------------------------------------------------
@@ -263,8 +265,8 @@ class PseudoReversibleTransform(FusedTransform):
     r"""A pseudo-reversible flow at given initial states, :math:`z \mapsto y`.
 
     Its inverse is h, and its log-determinant is that of h at y, in both directions: log-probabilities are h's, whoever
-    drew the sample. Forward is g, so that going there and back returns only nearly what it began with; polished, forward is
-    the solution of :math:`h(x_0, y) = z`, with the gradient of the implicit function.
+    drew the sample. Forward is g, so that going there and back returns only nearly what it began with; polished,
+    forward is the solution of :math:`h(x_0, y) = z`, with the gradient of the implicit function.
 
     :param flow: the networks.
     :param x0: ``(*batch, context_dim)``; z and y broadcast against it.

@@ -73,10 +73,10 @@ class DensityGap(NamedTuple):
 
 
 def estimate_mass(h: ConditionalMap, g: ConditionalMap, context: Tensor, dim: int, num_samples: int) -> MassEstimate:
-    r""":math:`\int \mathcal N(h(c, y)) |\det \partial h/\partial y|\, dy = \mathbb E_q[\hat p/q]`, unbiased, for each context.
+    r""":math:`\int \mathcal N(h(c, y)) |\det \partial h/\partial y|\, dy = \mathbb E_q[\hat p/q]` for each context.
 
     The proposal q is a mixture of Student kernels around draws of g, of a wider one around all of them, and of one that
-    covers the standardised data: wherever :math:`\hat p` falls off faster than a power, the variance is finite, and
+    covers the standardised data. The estimate is unbiased; wherever :math:`\hat p` falls off faster than a power, the variance is finite, and
     folds that lie away from g's draws are met.
 
     :param context: ``(rows, context_dim)``, standardised, like y.
@@ -100,7 +100,7 @@ def estimate_mass(h: ConditionalMap, g: ConditionalMap, context: Tensor, dim: in
 
 def density_gap(h: ConditionalMap, g: ConditionalMap, context: Tensor, z: Tensor) -> DensityGap:
     r""":math:`\log \hat p_h - \log \hat p_g` at :math:`y = g(c, z)`, with
-    :math:`\log \hat p_g(y) = \log \mathcal N(z) - \log|\det \partial g/\partial z|`, which holds where g does not fold."""
+    :math:`\log \hat p_g(y) = \log \mathcal N(z) - \log|\det \partial g/\partial z|`, where g does not fold."""
     y, sampler_log_det, signs = g.value_and_log_det(context, z)
     back, log_abs_det, _ = h.value_and_log_det(context, y)
     return DensityGap(normal_log_prob(back) + log_abs_det - normal_log_prob(z) + sampler_log_det, Folds.of(signs))

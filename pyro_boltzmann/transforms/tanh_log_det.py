@@ -16,13 +16,13 @@ CHUNK = 2048
 
 
 class TanhLogDet(torch.autograd.Function):
-    r"""Value :math:`z`, :math:`\log|\det J|` and the sign of :math:`\det J` of a tanh network, :math:`J = \partial z/\partial y`,
-    for each row.
+    r"""The value z of a tanh network, :math:`\log|\det J|` and the sign of :math:`\det J`, where
+    :math:`J = \partial z/\partial y`, for each row.
 
-    With hidden values :math:`t_k = \tanh(W_k t_{k-1} + b_k)` and :math:`D_k = \mathrm{diag}(1 - t_k^2)`, the tangents are
-    :math:`T_k = D_k W_k T_{k-1}` and :math:`J = W_L T_{L-1}`. Since :math:`d\log|\det J| = \operatorname{tr}(J^{-1} dJ)`,
-    its gradient runs back through them from :math:`U_{L-1} = W_L^\top J^{-\top}` by
-    :math:`U_{k-1} = W_k^\top D_k U_k`:
+    With hidden values :math:`t_k = \tanh(W_k t_{k-1} + b_k)` and :math:`D_k = \mathrm{diag}(1 - t_k^2)`, the tangents
+    are :math:`T_k = D_k W_k T_{k-1}` and :math:`J = W_L T_{L-1}`. Since
+    :math:`d\log|\det J| = \operatorname{tr}(J^{-1} dJ)`, its gradient runs back through them from
+    :math:`U_{L-1} = W_L^\top J^{-\top}` by :math:`U_{k-1} = W_k^\top D_k U_k`:
 
     .. math:: \nabla_{W_k} = D_k U_k T_{k-1}^\top, \qquad
         \nabla_{W_k t_{k-1} + b_k} = -2\, t_k \odot \textstyle\sum_b (U_k \odot T_k)_{\cdot b} .

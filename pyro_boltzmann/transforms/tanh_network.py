@@ -84,17 +84,17 @@ class TanhNetwork(ConditionalMap):
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(sizes))
 
     def forward(self, context: Tensor, y: Tensor) -> Tensor:
-        values = hidden_values(self._inputs(context, y), self._parameters())[1]
+        values = hidden_values(self._inputs(context, y), self._weights_and_biases())[1]
         return values + y if self.skip else values
 
     def value_and_jacobian(self, context: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        parameters = self._parameters()
+        parameters = self._weights_and_biases()
         hidden, values = hidden_values(self._inputs(context, y), parameters)
         transposed, _ = transposed_jacobian(hidden, parameters[::2], self.dim, self.skip)
         return values + y if self.skip else values, transposed.expand(len(y), -1, -1).mT
 
     def value_and_log_det(self, context: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inputs, parameters = self._inputs(context, y), self._parameters()
+        inputs, parameters = self._inputs(context, y), self._weights_and_biases()
         settings = (self.dim, self.skip, self.probes)
         if torch.is_grad_enabled():
             outputs = TanhLogDet.apply(inputs, *settings, *parameters)
@@ -115,7 +115,7 @@ class TanhNetwork(ConditionalMap):
             )
         return torch.cat([context, y], 1)
 
-    def _parameters(self) -> list[Tensor]:
+    def _weights_and_biases(self) -> list[Tensor]:
         return [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
 
     def extra_repr(self) -> str:
