@@ -27,8 +27,8 @@ __all__ = ["PseudoReversibleFlow", "PseudoReversibleTransform"]
 
 
 class PseudoReversibleFlow(ConditionalTransformModule):
-    r"""A conditional density :math:`\hat p(y \mid x_0)` and a sampler of it: two networks, each the other's inverse only in
-    so far as they learned to be,
+    r"""A conditional density :math:`\hat p(y \mid x_0)` and a sampler of it: two networks, each the other's inverse only
+    in so far as they learned to be,
 
     .. math:: \hat p(y \mid x_0) = \mathcal N(h(x_0, y); 0, I)\, \Bigl|\det \frac{\partial h}{\partial y}\Bigr|, \qquad
         y = g(x_0, z), \quad z \sim \mathcal N(0, I),

@@ -76,8 +76,8 @@ def estimate_mass(h: ConditionalMap, g: ConditionalMap, context: Tensor, dim: in
     r""":math:`\int \mathcal N(h(c, y)) |\det \partial h/\partial y|\, dy = \mathbb E_q[\hat p/q]` for each context.
 
     The proposal q is a mixture of Student kernels around draws of g, of a wider one around all of them, and of one that
-    covers the standardised data. The estimate is unbiased; wherever :math:`\hat p` falls off faster than a power, the variance is finite, and
-    folds that lie away from g's draws are met.
+    covers the standardised data, so that folds away from g's draws are met. The estimate is unbiased, and its variance
+    is finite where :math:`\hat p` falls off faster than a power.
 
     :param context: ``(rows, context_dim)``, standardised, like y.
     :return: with entries ``(rows,)``.
