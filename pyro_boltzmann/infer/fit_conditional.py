@@ -123,8 +123,8 @@ def fit_conditional(
         file = None if checkpoint is None else Path(checkpoint)
         if file is not None and resume and file.exists():
             run.restore(*load_checkpoint(file), file)
-        elif hasattr(model, "standardise"):
-            model.standardise(*(column[run.train] for column in rows))
+        elif callable(standardise := getattr(model, "standardise", None)):
+            standardise(*(column[run.train] for column in rows))
         limit = math.inf if max_seconds is None else max_seconds
         _train(run, num_epochs, schedule, patience, limit, file, checkpoint_every, progress)
     return run.result
@@ -232,7 +232,7 @@ class _Run:
     def _update(self, batch: Tensor) -> float:
         self.optimizer.zero_grad()
         loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if self.clip_norm is None else self.clip_norm)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):

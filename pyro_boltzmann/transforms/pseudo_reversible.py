@@ -27,8 +27,8 @@ __all__ = ["PseudoReversibleFlow", "PseudoReversibleTransform"]
 
 
 class PseudoReversibleFlow(ConditionalTransformModule):
-    r"""A conditional density :math:`\hat p(y \mid x_0)` and a sampler of it: two networks, each the other's inverse only
-    in so far as they learned to be,
+    r"""A conditional density :math:`\hat p(y \mid x_0)` and a sampler of it: two networks, each the other's inverse
+    only in so far as they learned to be,
 
     .. math:: \hat p(y \mid x_0) = \mathcal N(h(x_0, y); 0, I)\, \Bigl|\det \frac{\partial h}{\partial y}\Bigr|, \qquad
         y = g(x_0, z), \quad z \sim \mathcal N(0, I),
@@ -81,7 +81,7 @@ class PseudoReversibleFlow(ConditionalTransformModule):
         takes_time: bool = False,
         polished: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if not penalty >= 0.0:
             raise ValueError(f"the weight of the reversibility penalty must not be negative, got {penalty}")
         if takes_time and time is not None:
@@ -114,7 +114,8 @@ class PseudoReversibleFlow(ConditionalTransformModule):
             self.orientation.copy_(sign.detach().sum().sign())
         negative = 0.5 * z.square().sum(-1) + 0.5 * self.dim * math.log(2 * math.pi) - log_abs_det
         back = (self.g(context, z) - target).square().sum(-1)
-        return (negative + self.penalty * back).mean()
+        loss: Tensor = (negative + self.penalty * back).mean()
+        return loss
 
     def log_prob(self, y: Tensor, x0: Tensor, time: Tensor | float | None = None) -> Tensor:
         r""":math:`\log \hat p(y \mid x_0)` of h, ``(*batch)``, for states ``(*batch, dim)`` that broadcast with
@@ -171,9 +172,13 @@ class PseudoReversibleFlow(ConditionalTransformModule):
             tolerance=tolerance,
             max_evaluations=max_evaluations,
         )
-        per_row = (found.converged, found.is_fold, found.residual)
-        y = self.units.original(found.y).view(*batch, self.dim)
-        return PolishResult(y, *(each.view(batch) for each in per_row), found.evaluations)
+        return PolishResult(
+            self.units.original(found.y).view(*batch, self.dim),
+            found.converged.view(batch),
+            found.is_fold.view(batch),
+            found.residual.view(batch),
+            found.evaluations,
+        )
 
     def condition(self, context: Tensor, time: Tensor | float | None = None) -> PseudoReversibleTransform:
         r"""The transform from z to y at :math:`x_0` = ``context``, ``(*batch, context_dim)``."""

@@ -36,7 +36,7 @@ class TanhLogDet(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, inputs: Tensor, dim: int, skip: bool, probes: int | None, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs ``(rows, context_dim + dim)``; ``parameters`` are weights and biases in turn."""
@@ -57,7 +57,7 @@ class TanhLogDet(torch.autograd.Function):
         return values, log_abs_det, sign
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_values: Tensor, grad_log_det: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         inputs, transposed, *saved = ctx.saved_tensors
         dim, parameters = ctx.dim, saved[: ctx.num_parameters]

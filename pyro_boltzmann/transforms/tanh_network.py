@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -96,14 +95,13 @@ class TanhNetwork(ConditionalMap):
     def value_and_log_det(self, context: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, parameters = self._inputs(context, y), self._weights_and_biases()
         settings = (self.dim, self.skip, self.probes)
-        if torch.is_grad_enabled():
-            outputs = TanhLogDet.apply(inputs, *settings, *parameters)
-            return cast(tuple[Tensor, Tensor, Tensor], outputs)
         # Without a graph the tangents of a large batch need not be kept.
-        rows = max(1, 4 * CHUNK // self.dim)
-        parts = [TanhLogDet.apply(part, *settings, *parameters) for part in inputs.split(rows)]
+        rows = len(inputs) if torch.is_grad_enabled() else max(1, 4 * CHUNK // self.dim)
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for part in inputs.split(max(rows, 1)):
+            parts.append(TanhLogDet.apply(part, *settings, *parameters))  # type: ignore[no-untyped-call]
         if len(parts) == 1:
-            return cast(tuple[Tensor, Tensor, Tensor], parts[0])
+            return parts[0]
         values, log_abs_dets, signs = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(log_abs_dets), torch.cat(signs)
 
@@ -116,7 +114,7 @@ class TanhNetwork(ConditionalMap):
         return torch.cat([context, y], 1)
 
     def _weights_and_biases(self) -> list[Tensor]:
-        return [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
+        return [parameter for layer in self.layers for parameter in layer.parameters()]
 
     def extra_repr(self) -> str:
         return f"skip={self.skip}, probes={self.probes}"

@@ -1,4 +1,4 @@
-"""Training on pairs: what an epoch is, which rows are held out, exact resume; and a flow that learns Brownian motion."""
+"""Training on pairs: what an epoch is, which rows are held out, exact resume; a flow learns Brownian motion."""
 
 from __future__ import annotations
 
