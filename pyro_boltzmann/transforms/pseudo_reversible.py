@@ -190,7 +190,8 @@ class PseudoReversibleFlow(ConditionalTransformModule):
     def round_trip(self, y: Tensor, x0: Tensor, time: Tensor | float | None = None) -> Tensor:
         r""":math:`\max_i |g(x_0, h(x_0, y)) - y|_i`, ``(*batch)``, in standard deviations of the columns of y."""
         context, target, batch = self._rows(y, x0, time)
-        return (self.g(context, self.h(context, target)) - target).abs().amax(-1).view(batch)
+        difference: Tensor = self.g(context, self.h(context, target)) - target
+        return difference.abs().amax(-1).view(batch)
 
     @torch.no_grad()
     def mass(self, x0: Tensor, time: Tensor | float | None = None, num_samples: int = 4096) -> MassEstimate:

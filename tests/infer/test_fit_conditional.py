@@ -192,10 +192,10 @@ def test_bad_arguments_are_refused():
 def test_a_pseudo_reversible_flow_learns_brownian_motion():
     """The density integrates to one, is close to N(x0, 1), and its polished samples invert it."""
     torch.manual_seed(0)
-    x0 = 4 * torch.rand(4000, 1) - 2
-    y = x0 + torch.randn(4000, 1)
+    x0 = 4 * torch.rand(8000, 1) - 2
+    y = x0 + torch.randn(8000, 1)
     flow = PseudoReversibleFlow(1, hidden_dims=(32, 32), skip=True)
-    fit_conditional(flow, x0, y, num_epochs=40, batch_size=500, learning_rate=5e-3, seed=0, progress=False)
+    fit_conditional(flow, x0, y, num_epochs=40, batch_size=1000, learning_rate=5e-3, seed=0, progress=False)
     start = torch.tensor([[-1.5], [0.0], [1.5]])
     grid = torch.linspace(-9, 9, 4001)[:, None, None]
     with torch.no_grad():
@@ -203,9 +203,9 @@ def test_a_pseudo_reversible_flow_learns_brownian_motion():
     exact = torch.distributions.Normal(start[:, 0].double(), 1.0).log_prob(grid[..., 0].double())
     step = float(grid[1, 0, 0] - grid[0, 0, 0])
     mass = density.exp().sum(0) * step
-    assert bool(((mass - 1).abs() < 0.02).all())
+    assert bool(((mass - 1).abs() < 0.002).all())
     divergence = (exact.exp() * (exact - density)).sum(0) * step
-    assert bool((divergence + mass - 1 < 0.02).all()) and bool((divergence + mass - 1 > 0).all())
+    assert bool((divergence + mass - 1 < 0.01).all()) and bool((divergence + mass - 1 > 0).all())
     estimate = flow.mass(start, num_samples=4000)
     assert bool(((estimate.value - mass).abs() < 4.5 * estimate.std_error).all())
     assert flow.folds(y, x0).minority == 0

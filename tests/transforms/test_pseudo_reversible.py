@@ -141,7 +141,7 @@ def test_rows_without_a_solution_are_counted_not_returned():
     flow = elementwise_flow((torch.tanh, lambda y: 1 - y.tanh() ** 2))
     result = flow.polish(torch.tensor([[0.5], [1.5]]).double(), torch.zeros(1).double())
     assert result.converged.tolist() == [True, False] and result.num_failed == 1
-    assert result.residual[1] > 0.5
+    assert float(result.residual[1]) >= 0.5
     with pytest.raises(SolverError, match="could not be inverted for"):
         flow.sample(torch.zeros(50, 1).double(), polished=True)
 
@@ -160,12 +160,11 @@ def test_polished_samples_follow_h(dtype, tolerance):
     x0, z = torch.randn(400, 2, dtype=dtype), torch.randn(400, 3, dtype=dtype)
     result = flow.polish(z, x0)
     assert bool(result.accepted.all()) and result.evaluations <= 20
-    there = flow.condition(x0)
-    back = there.inv(result.y)
-    assert float((back - z).abs().max()) <= 2 * tolerance
-    unpolished = copy.deepcopy(flow)
-    unpolished.polished = False
-    assert float((unpolished.condition(x0).inv(unpolished.condition(x0)(z)) - z).abs().max()) > 1e-2
+    with torch.no_grad():
+        assert float((flow.condition(x0).inv(result.y) - z).abs().max()) <= tolerance
+        flow.polished = False
+        rough = flow.condition(x0)
+        assert float((rough.inv(rough(z)) - z).abs().max()) > 1e-2
 
 
 def test_damping_solves_where_full_steps_diverge():
@@ -182,7 +181,6 @@ def test_the_gradient_of_a_polished_sample_is_that_of_the_implicit_function():
     parameter = flow.h.layers[1].weight
 
     def total():
-        flow.condition(x0)
         return flow.condition(x0)(z).square().sum()
 
     of_z, of_weight = torch.autograd.grad(total(), [z, parameter])
@@ -202,9 +200,8 @@ def published_loss(flow, x0, y, penalty):
     c, t = (x0 - x0.mean(0)) / x0.std(0), ((y - y.mean(0)) / y.std(0)).requires_grad_()
     z = flow.h(c, t)
     rows = [torch.autograd.grad(z[:, i].sum(), t, create_graph=True)[0] for i in range(z.shape[1])]
-    negative = (
-        0.5 * z.square().sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi) - torch.stack(rows, 1).det().abs().log()
-    )
+    log_det = torch.stack(rows, 1).det().abs().log()
+    negative = 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi) - log_det
     return (negative + penalty * (flow.g(c, z) - t).square().sum(1)).mean()
 
 
@@ -291,7 +288,7 @@ def test_the_log_determinant_is_hs_at_y():
     transform = flow.condition(x0)
     y = transform(z)
     back = transform.inv(y)
-    assert float((back - z).abs().max()) > 1e-3  # the inverse is h, not a memory of z
+    assert float((back - z).detach().abs().max()) > 1e-3  # the inverse is h, not a memory of z
     normal = dist.Normal(torch.zeros(3).double(), 1.0).to_event(1)
     expected = normal.log_prob(back) - flow.log_prob(y, x0)
     for ladj in (

@@ -34,7 +34,7 @@ def test_values_jacobians_and_log_determinants(hidden, skip):
     again, log_abs_det, sign = net.value_and_log_det(context, y)
     expected_sign, expected = torch.linalg.slogdet(exact)
     torch.testing.assert_close(log_abs_det, expected, rtol=1e-11, atol=1e-12)
-    assert torch.equal(sign, expected_sign) and len(set(sign.tolist())) > (0 if skip else 0)
+    assert torch.equal(sign, expected_sign)
     for value in (values, again):
         torch.testing.assert_close(value, net(context, y), rtol=1e-13, atol=1e-14)
 
@@ -43,13 +43,11 @@ def test_values_jacobians_and_log_determinants(hidden, skip):
 @pytest.mark.parametrize("skip", [False, True])
 def test_gradients_by_hand_are_those_of_finite_differences(hidden, skip):
     net, context, y = network(hidden, skip=skip)
-    names = [name for name, _ in net.named_parameters()]
+    names = [f"net.{name}" for name, _ in net.named_parameters()]
 
     def outputs(context, y, *parameters):
         call = dict(zip(names, parameters, strict=True))
-        z, log_abs_det, _ = torch.func.functional_call(
-            _Both(net), {f"net.{k}": v for k, v in call.items()}, (context, y)
-        )
+        z, log_abs_det, _ = torch.func.functional_call(_Both(net), call, (context, y))
         return z, log_abs_det
 
     arguments = [t.detach().clone().requires_grad_() for t in (context, y, *net.parameters())]
