@@ -1,4 +1,4 @@
-"""What an update of a pseudo-reversible flow costs, beside the published loss and the matrix products it consists of."""
+"""What an update of a pseudo-reversible flow costs, beside the published loss and its own matrix products."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _flow(rows: int, dim: int, probes: int | None = None) -> tuple[PseudoReversi
 def _step(flow: PseudoReversibleFlow, loss: Loss, optimizer: torch.optim.Optimizer | None = None) -> None:
     flow.zero_grad()
     with torch.enable_grad():
-        loss().backward()  # type: ignore[no-untyped-call]
+        loss().backward()
     if optimizer is not None:
         optimizer.step()
 
@@ -100,7 +100,8 @@ def _step(flow: PseudoReversibleFlow, loss: Loss, optimizer: torch.optim.Optimiz
 def _without_determinant(flow: PseudoReversibleFlow, x0: Tensor, y: Tensor) -> Tensor:
     z = flow.h(x0, y)
     back = (flow.g(x0, z) - y).square().sum(-1)
-    return (0.5 * z.square().sum(-1) + flow.penalty * back).mean()
+    loss: Tensor = (0.5 * z.square().sum(-1) + flow.penalty * back).mean()
+    return loss
 
 
 def published_loss(flow: PseudoReversibleFlow, x0: Tensor, y: Tensor) -> Tensor:
@@ -114,16 +115,16 @@ def published_loss(flow: PseudoReversibleFlow, x0: Tensor, y: Tensor) -> Tensor:
     rows = [torch.autograd.grad(z[:, i].sum(), y, create_graph=True)[0] for i in range(flow.dim)]
     log_det = torch.stack(rows, 1).det().abs().log()
     negative = 0.5 * z.square().sum(-1) + 0.5 * flow.dim * math.log(2 * math.pi) - log_det
-    return (negative + flow.penalty * (flow.g(x0, z) - y).square().sum(-1)).mean()
+    loss: Tensor = (negative + flow.penalty * (flow.g(x0, z) - y).square().sum(-1)).mean()
+    return loss
 
 
 def _flops(rows: int, dim: int, *, determinant: bool = True) -> float:
     """Multiplications and additions of the matrix products of loss and gradient: each product of the forward pass has
-    two in the backward pass, the first layer's but one, and the Jacobian repeats h's for ``dim`` rows a row."""
+    two in the backward pass, h's first but one, and the Jacobian repeats h's last two for ``dim`` rows a row."""
     outer = 2 * dim * WIDTH
-    network = 2.0 * (2 * outer + 3 * WIDTH * WIDTH + 3 * dim * WIDTH)
-    jacobian = 2.0 * 3 * (WIDTH * WIDTH + dim * WIDTH)
-    return rows * (2 * network + (dim * jacobian if determinant else 0.0))
+    inner = 3 * (WIDTH * WIDTH + dim * WIDTH)
+    return 2.0 * rows * (5 * outer + 2 * inner + (dim * inner if determinant else 0))
 
 
 def _products(flops: float, rows: int) -> None:

@@ -91,9 +91,12 @@ class TanhLogDet(torch.autograd.Function):
         for layer in range(depth, -1, -1):
             before = hidden[layer - 1] if layer else inputs
             gradients[:0] = [of_weights[layer].addmm_(through.mT, before), through.sum(0)]
-            through = through @ weights[layer]
+            if layer or ctx.needs_input_grad[0]:
+                through = through @ weights[layer]
             if layer:
                 through.mul_(1.0 - before.square()).add_(bends[layer - 1])
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, *gradients
         if ctx.skip:
             through[:, -dim:] += grad_values
         return through, None, None, None, *gradients
