@@ -187,6 +187,13 @@ class PseudoReversibleFlow(ConditionalTransformModule):
     # What is hoped for, measured ---------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def extrapolates(self, x0: Tensor, time: Tensor | float | None = None) -> Tensor:
+        """Whether initial states (and times) lie outside of the box of the training data, ``(*batch)``: what the networks
+        say there is nobody's knowledge, also where the equation is periodic."""
+        context, batch = self._context(x0, time, x0.shape[:-1])
+        return self.context_units.outside(context).view(batch)
+
+    @torch.no_grad()
     def round_trip(self, y: Tensor, x0: Tensor, time: Tensor | float | None = None) -> Tensor:
         r""":math:`\max_i |g(x_0, h(x_0, y)) - y|_i`, ``(*batch)``, in standard deviations of the columns of y."""
         context, target, batch = self._rows(y, x0, time)

@@ -11,10 +11,10 @@ __all__ = ["Standardisation"]
 
 
 class Standardisation(nn.Module):
-    r"""Columns in units of their own mean and standard deviation, :math:`(x - \mu)/s`.
+    r"""Columns in units of their own mean and standard deviation, :math:`(x - \mu)/s`, and the box that they fill.
 
-    Both are buffers, so that they travel with ``state_dict``; 0 and 1 until :meth:`fit` is called. A column that does
-    not vary keeps :math:`s = 1`.
+    All are buffers, so that they travel with ``state_dict``; 0, 1 and all of space until :meth:`fit` is called. A column
+    that does not vary keeps :math:`s = 1`.
 
     :param dim: number of columns.
 
@@ -26,11 +26,15 @@ class Standardisation(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("low", torch.full((dim,), -torch.inf))
+        self.register_buffer("high", torch.full((dim,), torch.inf))
 
     @property
     def log_volume(self) -> Tensor:
@@ -52,6 +56,12 @@ class Standardisation(nn.Module):
         noise = 1e-12 * exact.abs().amax(0)  # a constant column in float64 has a spread of rounding errors
         self.mean.copy_(exact.mean(0))
         self.scale.copy_(torch.where(spread > noise, spread, 1.0))
+        self.low.copy_(x.detach().amin(0))
+        self.high.copy_(x.detach().amax(0))
+
+    def outside(self, x: Tensor) -> Tensor:
+        """Whether rows lie outside of the box of the data that :meth:`fit` saw: ``(*batch, dim)`` to ``(*batch)``."""
+        return ((x < self.low) | (x > self.high)).any(-1)
 
     def standard(self, x: Tensor) -> Tensor:
         """Data to standard units."""

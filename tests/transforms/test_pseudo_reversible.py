@@ -345,6 +345,19 @@ def test_bad_arguments_are_refused():
         flow.mass(x0, num_samples=1)
 
 
+def test_initial_states_outside_of_the_training_data_are_told():
+    """Defect 6: a map learned on one cell of a periodic drift says nothing of the next."""
+    flow = PseudoReversibleFlow(2, hidden_dims=(4,))
+    x0 = 2 * math.pi * torch.rand(500, 2)
+    assert not bool(flow.extrapolates(x0).any())
+    flow.standardise(x0, x0)
+    assert not bool(flow.extrapolates(x0).any())
+    assert bool(flow.extrapolates(x0 + 2 * math.pi).all())
+    other = PseudoReversibleFlow(2, hidden_dims=(4,))
+    other.load_state_dict(flow.state_dict())
+    assert other.extrapolates(torch.tensor([[3.0, 3.0], [3.0, 7.0]])).tolist() == [False, True]
+
+
 def test_units_of_constant_and_bad_columns():
     units = Standardisation(2).double()
     units.fit(torch.tensor([[0.1, 1.0]] * 3 + [[0.1, 2.0]]).double())
