@@ -188,8 +188,9 @@ class PseudoReversibleFlow(ConditionalTransformModule):
 
     @torch.no_grad()
     def extrapolates(self, x0: Tensor, time: Tensor | float | None = None) -> Tensor:
-        """Whether initial states (and times) lie outside of the box of the training data, ``(*batch)``: what the networks
-        say there is nobody's knowledge, also where the equation is periodic."""
+        """Whether initial states (and times) lie outside of the box of the training data, ``(*batch)``.
+
+        What the networks say there was learned nowhere, also where the equation is periodic."""
         context, batch = self._context(x0, time, x0.shape[:-1])
         return self.context_units.outside(context).view(batch)
 

@@ -13,8 +13,8 @@ __all__ = ["Standardisation"]
 class Standardisation(nn.Module):
     r"""Columns in units of their own mean and standard deviation, :math:`(x - \mu)/s`, and the box that they fill.
 
-    All are buffers, so that they travel with ``state_dict``; 0, 1 and all of space until :meth:`fit` is called. A column
-    that does not vary keeps :math:`s = 1`.
+    All are buffers, so that they travel with ``state_dict``; 0, 1 and all of space until :meth:`fit` is called. A
+    column that does not vary keeps :math:`s = 1`.
 
     :param dim: number of columns.
 
