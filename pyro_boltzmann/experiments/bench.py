@@ -1,5 +1,5 @@
 """``make bench``: what stochastic steps cost, beside the energies and random numbers they cannot do without; and what
-fields of particles cost, beside the published formula.
+fields of particles and updates of a pseudo-reversible flow cost, beside the published formulas.
 
 Prints CPU seconds on one thread, side by side in one run: the minimum and the median over repeats, and their ratios.
 Run it on an idle machine.
@@ -27,6 +27,7 @@ from pyro_boltzmann.energies import energy_and_gradient
 from pyro_boltzmann.energies.catalogue import ParticleTarget, catalogue
 from pyro_boltzmann.energies.catalogue.gmm40 import STD
 from pyro_boltzmann.experiments.bench_fields import field_costs
+from pyro_boltzmann.experiments.bench_flow_maps import flow_map_costs
 from pyro_boltzmann.experiments.bench_timing import REPEATS, measure, ratio
 from pyro_boltzmann.guides import AutoStochasticFlow
 from pyro_boltzmann.infer import importance_sample, smc
@@ -61,6 +62,7 @@ def main() -> None:
     lines += _annealing_overhead()
     lines += _denoising_scores()
     lines += field_costs()
+    lines += flow_map_costs()
     text = "\n".join(lines)
     print(text)
     if page is not None:

@@ -2,6 +2,7 @@
 
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
+from pyro_boltzmann.infer.fit_conditional import ConditionalFit, fit_conditional
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.minima import Minima, find_minima
 from pyro_boltzmann.infer.muon import MuonAdam
@@ -26,6 +27,7 @@ __all__ = [
     "IDEM",
     "Alpha2",
     "BEnDEM",
+    "ConditionalFit",
     "DenoisingObjective",
     "EnDEM",
     "FitResult",
@@ -43,6 +45,7 @@ __all__ = [
     "align_particles",
     "find_minima",
     "fit",
+    "fit_conditional",
     "importance_sample",
     "load_checkpoint",
     "pair_by_transport",

@@ -28,17 +28,25 @@ from pyro_boltzmann.transforms.ladj import call_and_ladj, inverse_and_ladj
 from pyro_boltzmann.transforms.mean_free import MeanFreeBasis, helmert_basis
 from pyro_boltzmann.transforms.message_passing import MessagePassing
 from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
+from pyro_boltzmann.transforms.polishing import PolishResult, polish
+from pyro_boltzmann.transforms.pseudo_reversible import PseudoReversibleFlow, PseudoReversibleTransform
+from pyro_boltzmann.transforms.pseudo_reversible_checks import DensityGap, Folds, MassEstimate
 from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
+from pyro_boltzmann.transforms.standardisation import Standardisation
 from pyro_boltzmann.transforms.symmetry import ParticleElement, ParticleSymmetry, random_orthogonal
+from pyro_boltzmann.transforms.tanh_network import ConditionalMap, TanhNetwork
 
 __all__ = [
     "ConditionalLayer",
+    "ConditionalMap",
     "ConstantKernel",
     "ContinuousTransform",
+    "DensityGap",
     "ElementwiseAffine",
     "EmbeddedAtomField",
     "FieldSum",
+    "Folds",
     "FusedTransform",
     "GaugeFixedEnergy",
     "GaussianKernels",
@@ -48,6 +56,7 @@ __all__ = [
     "KernelField",
     "KernelFlow",
     "MLPField",
+    "MassEstimate",
     "MeanFreeBasis",
     "MessagePassing",
     "NetworkField",
@@ -55,17 +64,23 @@ __all__ = [
     "ParticleGauge",
     "ParticlePairs",
     "ParticleSymmetry",
+    "PolishResult",
+    "PseudoReversibleFlow",
+    "PseudoReversibleTransform",
     "PullbackEnergy",
     "PushforwardEnergy",
     "RadialFeatures",
     "RadialKernels",
     "SolverErrors",
     "SplineKernels",
+    "Standardisation",
+    "TanhNetwork",
     "VelocityField",
     "call_and_ladj",
     "exact_divergence",
     "helmert_basis",
     "hutchinson_divergence",
     "inverse_and_ladj",
+    "polish",
     "random_orthogonal",
 ]
