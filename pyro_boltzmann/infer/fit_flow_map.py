@@ -132,9 +132,11 @@ def fit_flow_map(
 
     A share of the rows is held back. The others first give the map its constants (:meth:`FlowMap.standardise`: scales,
     the linear path by least squares, the training domain) and are then shown in epochs, in a new order each, every row
-    once. In the end the map has the parameters with the lowest loss of the rows held back. Adam with decoupled weight
-    decay and a cosine schedule after a short warm-up. An interrupted run continues from its checkpoint and ends, on
-    the CPU, with the same parameters as an unbroken one.
+    once. In the end the map has the parameters with the lowest loss of the rows held back, unless that is better than
+    the least-squares fit alone by less than two standard errors of their difference: then the law is Gaussian as far as
+    these data can tell, and the fit alone is kept. Adam with decoupled weight decay and a cosine schedule after a short
+    warm-up. An interrupted run continues from its checkpoint and ends, on the CPU, with the same parameters as an
+    unbroken one.
 
     :param flow_map: changed in place.
     :param data: initial states, times, states, exits and parameters, such as
@@ -203,7 +205,8 @@ class _Run:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"])
         self.result = FlowMapFit()
-        self.best = _copy(flow_map)
+        self.first = self.best = _copy(flow_map)
+        self.first_losses = self.best_losses = self.scores()
         self.epoch_losses: list[float] = []
 
     def train(
@@ -213,10 +216,10 @@ class _Run:
         wall, cpu = time.perf_counter() - result.seconds, time.process_time() - result.cpu_seconds
         if not result.history:
             self.look(math.nan)
+        self.flow_map.train()
         self.save(file)
         saved_at = time.perf_counter()
         result.stopped = "steps"
-        self.flow_map.train()
         with tqdm(total=total, initial=result.steps, disable=not progress, desc="flow map") as bar:
             try:
                 for rows in self.batches():
@@ -245,7 +248,7 @@ class _Run:
                 self.save(file)
         if result.stopped == "time" or result.history["step"][-1] != result.steps:
             self.look(math.nan)
-        self.flow_map.load_state_dict(self.best)
+        self.choose()
         self.flow_map.eval()
 
     def batches(self) -> Iterator[Tensor]:
@@ -281,24 +284,36 @@ class _Run:
         result.steps += 1
 
     @torch.no_grad()
-    def look(self, loss: float) -> None:
-        """Score the rows held back, and keep the parameters if there were none as good."""
-        flow_map, result = self.flow_map, self.result
+    def scores(self) -> Tensor:
+        """The loss of each row held back."""
+        flow_map = self.flow_map
         was_training = flow_map.training
         flow_map.eval()
+        parts = [self.kept.take(slice(low, low + _CHUNK)) for low in range(0, len(self.kept.x0), _CHUNK)]
         with seeded(self.settings["seed"]):  # the same noise beyond clamped ends each time
-            total = 0.0
-            for low in range(0, len(self.kept.x0), _CHUNK):
-                part = self.kept.take(slice(low, low + _CHUNK))
-                total += float(flow_map_loss(flow_map, *part).double().sum())
+            losses = torch.cat([flow_map_loss(flow_map, *part).double() for part in parts])
         flow_map.train(was_training)
-        score = total / len(self.kept.x0)
+        return losses
+
+    def look(self, loss: float) -> None:
+        """Score the rows held back, and keep the parameters if there were none as good."""
+        result, losses = self.result, self.scores()
+        score = float(losses.mean())
         row = {"step": float(result.steps), "loss": loss, "validation": score, "seconds": result.seconds}
         for name, value in row.items():
             result.history.setdefault(name, []).append(value)
         if score < result.validation:
             result.validation, result.best_step = score, result.steps
-            self.best = _copy(flow_map)
+            self.best, self.best_losses = _copy(self.flow_map), losses
+
+    def choose(self) -> None:
+        """Give the map the best parameters, or the first ones if those are as good as data can tell."""
+        gain = self.first_losses - self.best_losses
+        error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        if self.result.best_step and float(gain.mean()) < 2.0 * error:
+            self.best, self.result.best_step = self.first, 0
+            self.result.validation = float(self.first_losses.mean())
+        self.flow_map.load_state_dict(self.best)
 
     def save(self, file: Path | None) -> None:
         if file is None:
@@ -306,6 +321,7 @@ class _Run:
         packed, described = pack_optimizer(self.optimizer)
         tensors = {f"map.{name}": value for name, value in self.flow_map.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors["best_losses"] = self.best_losses
         tensors |= {f"random.{name}": value for name, value in generator_states().items()} | packed
         result = {name: value for name, value in vars(self.result).items() if name != "stopped"}
         metadata = {"settings": self.settings, "optimizer": described, "result": result, "losses": self.epoch_losses}
@@ -322,7 +338,7 @@ class _Run:
             )
         try:
             self.flow_map.load_state_dict(_with_prefix(tensors, "map."))
-            self.best = _with_prefix(tensors, "best.")
+            self.best, self.best_losses = _with_prefix(tensors, "best."), tensors["best_losses"]
             unpack_optimizer(self.optimizer, tensors, metadata["optimizer"])
             restore_generators(_with_prefix(tensors, "random."))
             self.result = FlowMapFit(**metadata["result"])

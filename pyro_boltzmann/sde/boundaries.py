@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Absorbing", "Boundary", "Clamped", "Periodic", "Reflecting", "check_boundaries"]
+__all__ = ["Absorbing", "Boundary", "Clamped", "Folding", "Periodic", "Reflecting", "check_boundaries"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,16 @@ class Boundary(ABC):
 
 
 @dataclass(frozen=True)
-class _Folding(Boundary):
+class Folding(Boundary):
+    """A rule that brings a coordinate back into its domain."""
+
     @abstractmethod
     def fold(self, column: Tensor) -> Tensor:
         """Values of this coordinate after a step, brought back into the domain; what is not finite becomes NaN."""
 
 
 @dataclass(frozen=True)
-class Periodic(_Folding):
+class Periodic(Folding):
     r"""The ends are the same point: :math:`x \mapsto x - w \lfloor (x - a) / w \rfloor`, :math:`w = b - a`.
 
     >>> Periodic(0, 0.0, 1.0).fold(torch.tensor([0.25, 1.25, -0.25]))
@@ -83,7 +85,7 @@ class Periodic(_Folding):
 
 
 @dataclass(frozen=True)
-class Reflecting(_Folding):
+class Reflecting(Folding):
     r"""A mirror at each end: :math:`x \mapsto 2a - x` below :math:`a`, :math:`2b - x` above :math:`b`, repeated.
 
     For Brownian motion this fold of the free path is the reflected motion itself, without error of discretisation.
@@ -117,7 +119,7 @@ class Reflecting(_Folding):
 
 
 @dataclass(frozen=True)
-class Clamped(_Folding):
+class Clamped(Folding):
     r"""What steps over an end is put on it: :math:`x \mapsto \min(\max(x, a), b)`. The ends become atoms of the law.
 
     >>> Clamped(0, low=0.5).fold(torch.tensor([0.25, 2.0]))

@@ -107,7 +107,7 @@ class FlowMapBase(nn.Module):
             num_points=0 if drift is None else len(marked_steps(drift_steps)),
         )
         periodic = [i for i, period in enumerate(self.periods) if period is not None]
-        self.domain = TrainingDomain(event_dim, param_dim, periodic)
+        self.domain = TrainingDomain(event_dim, self.times, param_dim, periodic)
         self.linear = LinearPath(self.features.num_linear, event_dim, time_features.num_features)
         self.embed = nn.Sequential(
             nn.Linear(self.features.num_features, width),
@@ -126,14 +126,17 @@ class FlowMapBase(nn.Module):
 
     @torch.no_grad()
     def standardise(self, data: Transitions, *, margin: float = 0.02) -> None:
-        """Take scales, linear path, share of exits and training domain from data; the state dict has them all.
+        """Become the affine fit to data: take scales, linear path, share of exits and training domain from them.
+
+        The state dict has them all. What the couplings had learned is forgotten.
 
         :param margin: by which the ranges of the data are widened to the training domain, as a share of their widths.
         :raises ShapeError: if the data do not fit the map.
         :raises ValueError: if times lie outside those of the map, or fewer than two trajectories have stayed.
         """
         x0, t, params = self.arguments(data.x0, data.time, data.params)
-        if not bool(((t >= self.times[0] * (1 - 1e-5)) & (t <= self.times[1] * (1 + 1e-5))).all()):
+        shortest, longest = self.domain.times
+        if not bool(((t >= shortest) & (t <= longest)).all()):
             raise ValueError(
                 f"the map is for times in {list(self.times)}, the data have times from {float(t.min()):.6g} to "
                 f"{float(t.max()):.6g}; build it with FlowMap(..., time=(low, high))"
@@ -153,6 +156,7 @@ class FlowMapBase(nn.Module):
         change = self.change(data.state, x0)[stayed] / root[stayed]
         self.scale_unit.copy_(_positive_std(change))
         linear = features.linear(x0, params, self.path(x0, t, params), self.scale(t).expand(x0.shape))[stayed]
+        self.couplings.reset()
         self.linear.regress(linear, change / self.scale_unit)
         if self.exit is not None and data.exited is not None:
             share = (data.exited.double().mean() * len(x0) + 0.5) / (len(x0) + 1.0)

@@ -11,10 +11,10 @@ __all__ = ["LinearPath"]
 class LinearPath(nn.Module):
     r"""An affine map :math:`w \mapsto \mu + L w` with :math:`\mu = A(t) f + b(t)` and lower triangular :math:`L(t)`.
 
-    f are linear features of the initial state, its deterministic path and the parameters. The coefficients are constants plus, where the time
-    varies, a small network of the time which is zero at first. A Gaussian law whose mean is affine in :math:`x_0` and
-    whose covariance is not a function of it, such as Brownian motion or an Ornstein-Uhlenbeck process, is this and
-    nothing else; :meth:`regress` finds it by least squares.
+    f are linear features of the initial state, its deterministic path and the parameters. The coefficients are
+    constants plus, where the time varies, a small network of the time which is zero at first. A Gaussian law whose mean
+    is affine in :math:`x_0` and whose covariance is no function of it, such as Brownian motion or an Ornstein-Uhlenbeck
+    process, is this and nothing else; :meth:`regress` finds it by least squares.
 
     :param num_linear: number of features f.
     :param dim: d.
@@ -41,12 +41,14 @@ class LinearPath(nn.Module):
         self.sizes = [dim * num_linear, dim, dim, len(rows)]
         self.of_time: nn.Sequential | None = None
         if num_time:
-            last = nn.Linear(width, sum(self.sizes))
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
             self.of_time = nn.Sequential(
-                nn.Linear(num_time, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), last
+                nn.Linear(num_time, width),
+                nn.Tanh(),
+                nn.Linear(width, width),
+                nn.Tanh(),
+                nn.Linear(width, sum(self.sizes)),
             )
+            self._forget_time()
 
     def coefficients(self, features: Tensor, time_features: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\mu` ``(*batch, d)`` and :math:`L`, ``(*batch, d, d)`` or, for one time only, ``(d, d)``."""
@@ -82,7 +84,8 @@ class LinearPath(nn.Module):
 
     @torch.no_grad()
     def regress(self, features: Tensor, u: Tensor) -> None:
-        r"""Set the constants to the least-squares fit of u ``(n, d)`` on f ``(n, num_linear)`` and of its residuals."""
+        r"""Be the least-squares fit of u ``(n, d)`` on f ``(n, num_linear)`` and of its residuals, at all times."""
+        self._forget_time()
         design = torch.cat([features, features.new_ones(len(features), 1)], -1).double()
         target = u.double()
         solution = torch.linalg.lstsq(design, target, driver="gelsd").solution
@@ -94,3 +97,10 @@ class LinearPath(nn.Module):
         self.offset.copy_(solution[-1])
         self.log_diagonal.copy_(lower.diagonal().log())
         self.off_diagonal.copy_(lower[self.below[0], self.below[1]])
+
+    def _forget_time(self) -> None:
+        if self.of_time is not None:
+            last = self.of_time[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)

@@ -19,14 +19,15 @@ class TrainingDomain(nn.Module):
     """Ranges of initial states, times and parameters in the training data; buffers, so that a state dict has them.
 
     Ranges of data are widened by ``margin`` of their width on each side, since extremes of a sample lie inside those of
-    its law. Periodic coordinates are never outside.
+    its law, but times not beyond those that the map is for. Periodic coordinates are never outside.
 
     :param event_dim: d.
+    :param times: the shortest and the longest time that the map is for, the range until there are data.
     :param param_dim: dimension of the parameters.
     :param periodic: indices of the periodic coordinates.
     :param margin: share of the width.
 
-    >>> domain = TrainingDomain(1, 0, [])
+    >>> domain = TrainingDomain(1, (0.5, 2.0), 0, [])
     >>> domain.observe(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 2.0]), None)
     >>> domain.is_outside(torch.tensor([[0.5], [3.0]]), torch.tensor(1.0), None)
     tensor([False,  True])
@@ -35,22 +36,28 @@ class TrainingDomain(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, event_dim: int, param_dim: int, periodic: list[int], *, margin: float = 0.02) -> None:
+    def __init__(
+        self, event_dim: int, times: tuple[float, float], param_dim: int, periodic: list[int], *, margin: float = 0.02
+    ) -> None:
         super().__init__()
         self.event_dim, self.param_dim, self.margin = event_dim, param_dim, margin
         self.periodic = list(periodic)
         self.names = [f"x0[{i}]" for i in range(event_dim)] + ["time"] + [f"params[{i}]" for i in range(param_dim)]
         self.register_buffer("low", torch.full((len(self.names),), -math.inf))
         self.register_buffer("high", torch.full((len(self.names),), math.inf))
+        # A tolerance for the rounding of times.
+        self.times = (times[0] * (1.0 - 1e-5), times[1] * (1.0 + 1e-5))
+        self.low[event_dim], self.high[event_dim] = self.times
 
     @torch.no_grad()
     def observe(self, x0: Tensor, time: Tensor, params: Tensor | None) -> None:
         """Take the ranges of training data: ``(n, d)``, ``(n)`` or one time, ``(n, param_dim)``."""
         for number, column in enumerate(self._columns(x0, time, params)):
             low, high = column.min(), column.max()
-            # A time that does not vary keeps a tolerance for rounding.
-            slack = self.margin * (high - low) if number != self.event_dim else 1e-5 * high
+            slack = self.margin * (high - low)
             self.low[number], self.high[number] = low - slack, high + slack
+        at = self.event_dim
+        self.low[at], self.high[at] = self.low[at].clamp_min(self.times[0]), self.high[at].clamp_max(self.times[1])
         self.low[self.periodic], self.high[self.periodic] = -math.inf, math.inf
 
     def is_outside(self, x0: Tensor, time: Tensor, params: Tensor | None) -> Tensor:

@@ -30,6 +30,8 @@ from pyro_boltzmann.transforms.message_passing import MessagePassing
 from pyro_boltzmann.transforms.particle_pairs import ParticlePairs, RadialFeatures
 from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
+from pyro_boltzmann.transforms.rational_quadratic import num_spline_parameters, rational_quadratic_spline
+from pyro_boltzmann.transforms.spline_couplings import SplineCouplings
 from pyro_boltzmann.transforms.symmetry import ParticleElement, ParticleSymmetry, random_orthogonal
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "RadialFeatures",
     "RadialKernels",
     "SolverErrors",
+    "SplineCouplings",
     "SplineKernels",
     "VelocityField",
     "call_and_ladj",
@@ -67,5 +70,7 @@ __all__ = [
     "helmert_basis",
     "hutchinson_divergence",
     "inverse_and_ladj",
+    "num_spline_parameters",
     "random_orthogonal",
+    "rational_quadratic_spline",
 ]

@@ -66,6 +66,10 @@ class SplineCouplings(nn.Module):
             nn.Linear(width, len(moved) * (2 + num_spline_parameters(num_bins))) for moved in self.moved
         )
         self.dropout = nn.Dropout(dropout)
+        self.reset()
+
+    def reset(self) -> None:
+        """Make the chain the identity again."""
         for layer in self.last:
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
