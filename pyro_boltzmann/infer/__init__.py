@@ -2,6 +2,7 @@
 
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
+from pyro_boltzmann.infer.fit_flow_map import FlowMapFit, fit_flow_map, flow_map_loss
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.minima import Minima, find_minima
 from pyro_boltzmann.infer.objectives import (
@@ -28,6 +29,7 @@ __all__ = [
     "DenoisingObjective",
     "EnDEM",
     "FitResult",
+    "FlowMapFit",
     "FlowMatching",
     "ForwardKL",
     "LogVariance",
@@ -41,6 +43,8 @@ __all__ = [
     "align_particles",
     "find_minima",
     "fit",
+    "fit_flow_map",
+    "flow_map_loss",
     "importance_sample",
     "load_checkpoint",
     "pair_by_transport",

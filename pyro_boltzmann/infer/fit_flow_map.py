@@ -208,6 +208,7 @@ class _Run:
         self.first = self.best = _copy(flow_map)
         self.first_losses = self.best_losses = self.scores()
         self.epoch_losses: list[float] = []
+        self.random = generator_states()  # after the last whole update
 
     def train(
         self, patience: int | None, max_seconds: float, file: Path | None, save_every: float, progress: bool
@@ -282,6 +283,7 @@ class _Run:
                     "or check the data for states on or beyond an absorbing end"
                 )
         result.steps += 1
+        self.random = generator_states()
 
     @torch.no_grad()
     def scores(self) -> Tensor:
@@ -321,8 +323,9 @@ class _Run:
         packed, described = pack_optimizer(self.optimizer)
         tensors = {f"map.{name}": value for name, value in self.flow_map.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        tensors["best_losses"] = self.best_losses
-        tensors |= {f"random.{name}": value for name, value in generator_states().items()} | packed
+        tensors |= {f"first.{name}": value for name, value in self.first.items()}
+        tensors |= {"first_losses": self.first_losses, "best_losses": self.best_losses}
+        tensors |= {f"random.{name}": value for name, value in self.random.items()} | packed
         result = {name: value for name, value in vars(self.result).items() if name != "stopped"}
         metadata = {"settings": self.settings, "optimizer": described, "result": result, "losses": self.epoch_losses}
         with deferred_interrupt():
@@ -339,8 +342,10 @@ class _Run:
         try:
             self.flow_map.load_state_dict(_with_prefix(tensors, "map."))
             self.best, self.best_losses = _with_prefix(tensors, "best."), tensors["best_losses"]
+            self.first, self.first_losses = _with_prefix(tensors, "first."), tensors["first_losses"]
             unpack_optimizer(self.optimizer, tensors, metadata["optimizer"])
-            restore_generators(_with_prefix(tensors, "random."))
+            self.random = _with_prefix(tensors, "random.")
+            restore_generators(self.random)
             self.result = FlowMapFit(**metadata["result"])
             self.epoch_losses = list(metadata["losses"])
         except (KeyError, TypeError, RuntimeError) as error:

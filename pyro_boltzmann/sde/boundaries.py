@@ -145,7 +145,7 @@ class Absorbing(Boundary):
 
     :ivar bridge: whether crossings within a step are drawn; then the exit time within the step is drawn as well.
 
-    Source: Gobet, Stochastic Processes and their Applications 87 (2000), 167, section 3.
+    Source: Gobet, Stochastic Processes and their Applications 87 (2000), 167.
     """
 
     bridge: bool = True
