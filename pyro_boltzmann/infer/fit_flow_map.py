@@ -268,7 +268,7 @@ class _Run:
             group["lr"] = self.settings["learning_rate"] * _schedule(result.steps, self.settings["num_steps"])
         loss = flow_map_loss(self.flow_map, *self.shown.take(rows)).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         limit = self.settings["clip_norm"] if self.settings["clip_norm"] is not None else math.inf
         norm = nn.utils.clip_grad_norm_(self.flow_map.parameters(), limit)
         value = float(loss.detach())
@@ -385,7 +385,7 @@ def _checked(flow_map: FlowMap, data: Transitions) -> _Rows:
     t = t.expand(len(x0))
     with torch.no_grad():
         paths = [
-            flow_map.path(*[None if column is None else column[i : i + _CHUNK] for column in (x0, t, params)])  # type: ignore[arg-type]
+            flow_map.path(x0[i : i + _CHUNK], t[i : i + _CHUNK], None if params is None else params[i : i + _CHUNK])
             for i in range(0, len(x0), _CHUNK)
         ]
     return _Rows(x0, t, data.state, exited, params, torch.cat(paths))

@@ -82,6 +82,16 @@ class FlowMap(FlowMapBase):
     (torch.Size([5, 2]), torch.Size([5]))
     """
 
+    @classmethod
+    def for_sde(cls, sde: Any, time: float | tuple[float, float], **settings: Any) -> FlowMap:
+        """A map for an equation, with its dimension, drift, boundaries and parameters.
+
+        :param sde: an :class:`~pyro_boltzmann.sde.SDE`.
+        :param settings: the others of :class:`FlowMap`, or replacements, such as ``drift=None``.
+        """
+        of_sde = {"drift": sde.drift, "boundaries": sde.boundaries, "param_dim": sde.param_dim}
+        return cls(sde.event_dim, time, **{**of_sde, **settings})
+
     def log_prob(self, y: Tensor, x0: Tensor, time: float | Tensor, params: Tensor | None = None) -> Tensor:
         r""":math:`\log p_t(y \mid x_0, c)`, given survival where trajectories can exit; ``-inf`` outside the domain.
 

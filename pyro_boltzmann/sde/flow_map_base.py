@@ -239,7 +239,8 @@ class FlowMapBase(nn.Module):
         """From the standard normal to u, the state before the walls; ``(*shape, d)``."""
         w, _ = self.couplings(z, start.terms)
         u, _ = self.linear(w, start.shift, start.lower)
-        return start.x0 + start.scale * u
+        state: Tensor = start.x0 + start.scale * u
+        return state
 
     def base(self, u: Tensor, start: Start) -> tuple[Tensor, Tensor]:
         """From u back to the standard normal, with the log-determinant."""

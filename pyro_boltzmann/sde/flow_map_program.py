@@ -60,7 +60,7 @@ class FlowMapProgram:
             return state
         logits = self.flow_map.logits(self.flow_map.start(x0, self.time, params))
         exited = pyro.sample("exited", dist.Bernoulli(logits=logits)).bool()
-        state = pyro.sample("x", law.mask(~exited))
+        state = pyro.sample("x", law.mask(~exited))  # type: ignore[no-untyped-call]
         return state
 
     def _check(self, initial: Any) -> None:

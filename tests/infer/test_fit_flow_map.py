@@ -93,7 +93,7 @@ def test_the_atom_on_a_clamped_end_has_its_mass() -> None:
     x0 = uniform(n, 1, -1.0, 1.0, seed=9)
     free = x0 + torch.randn(n, 1, generator=Generator().manual_seed(10))
     flow_map = small_map(boundaries=[Clamped(0, low=0.0)])
-    fit_flow_map(flow_map, Ends(x0, 1.0, free.clamp_min(0.0)), num_steps=120, learning_rate=1e-2, progress=False)
+    fit_flow_map(flow_map, Ends(x0, 1.0, free.clamp_min(0.0)), num_steps=200, learning_rate=1e-2, progress=False)
     grid = torch.linspace(-0.9, 0.9, 19).unsqueeze(-1)
     with torch.no_grad():
         atom = flow_map.log_prob(torch.zeros(19, 1), grid, 1.0).exp()
