@@ -368,7 +368,7 @@ def _checked(flow_map: FlowMap, data: Transitions) -> _Rows:
             f"expected at least 4 transitions with x0 and state of shape (n, {flow_map.event_dim}), got "
             f"{tuple(x0.shape)} and {tuple(data.state.shape)}"
         )
-    exited = torch.zeros(len(x0), dtype=torch.bool) if data.exited is None else data.exited
+    exited = torch.zeros(len(x0), dtype=torch.bool, device=x0.device) if data.exited is None else data.exited
     if flow_map.exit is None and bool(exited.any()):
         raise ValueError(
             "some trajectories exited, but the map has no absorbing boundary; pass boundaries=[Absorbing(...)]"
