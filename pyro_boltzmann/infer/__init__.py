@@ -2,7 +2,8 @@
 
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
-from pyro_boltzmann.infer.fit_flow_map import FlowMapFit, fit_flow_map, flow_map_loss
+from pyro_boltzmann.infer.fit_flow_map import fit_flow_map
+from pyro_boltzmann.infer.flow_map_run import FlowMapFit, flow_map_loss
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.minima import Minima, find_minima
 from pyro_boltzmann.infer.objectives import (
