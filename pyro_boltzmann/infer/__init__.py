@@ -3,6 +3,8 @@
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
 from pyro_boltzmann.infer.fit_conditional import ConditionalFit, fit_conditional
+from pyro_boltzmann.infer.fit_flow_map import fit_flow_map
+from pyro_boltzmann.infer.flow_map_run import FlowMapFit, flow_map_loss
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.minima import Minima, find_minima
 from pyro_boltzmann.infer.muon import MuonAdam
@@ -31,6 +33,7 @@ __all__ = [
     "DenoisingObjective",
     "EnDEM",
     "FitResult",
+    "FlowMapFit",
     "FlowMatching",
     "ForwardKL",
     "LogVariance",
@@ -46,6 +49,8 @@ __all__ = [
     "find_minima",
     "fit",
     "fit_conditional",
+    "fit_flow_map",
+    "flow_map_loss",
     "importance_sample",
     "load_checkpoint",
     "pair_by_transport",

@@ -33,6 +33,8 @@ from pyro_boltzmann.transforms.pseudo_reversible import PseudoReversibleFlow, Ps
 from pyro_boltzmann.transforms.pseudo_reversible_checks import DensityGap, Folds, MassEstimate
 from pyro_boltzmann.transforms.pullback import PullbackEnergy
 from pyro_boltzmann.transforms.pushforward import PushforwardEnergy
+from pyro_boltzmann.transforms.rational_quadratic import num_spline_parameters, rational_quadratic_spline
+from pyro_boltzmann.transforms.spline_couplings import SplineCouplings
 from pyro_boltzmann.transforms.standardisation import Standardisation
 from pyro_boltzmann.transforms.symmetry import ParticleElement, ParticleSymmetry, random_orthogonal
 from pyro_boltzmann.transforms.tanh_network import ConditionalMap, TanhNetwork
@@ -72,6 +74,7 @@ __all__ = [
     "RadialFeatures",
     "RadialKernels",
     "SolverErrors",
+    "SplineCouplings",
     "SplineKernels",
     "Standardisation",
     "TanhNetwork",
@@ -81,6 +84,8 @@ __all__ = [
     "helmert_basis",
     "hutchinson_divergence",
     "inverse_and_ladj",
+    "num_spline_parameters",
     "polish",
     "random_orthogonal",
+    "rational_quadratic_spline",
 ]
