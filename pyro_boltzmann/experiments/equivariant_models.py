@@ -46,6 +46,7 @@ class FlowModel:
     :ivar knows_symmetry: its density is invariant by construction.
     :ivar augmented: its data are moved by random symmetries.
     :ivar pairs: in the pool of flow matching, for each update: with 256 in a minibatch each comes up four times.
+    :ivar time_power: of flow matching, see :class:`~pyro_boltzmann.FlowMatching`.
     :ivar exchanged: base draws that are exchanged among one another before they are aligned with data.
     """
 
@@ -59,6 +60,7 @@ class FlowModel:
     num_particles: int = 256
     pairs: int = 64
     exchanged: int = BLOCK
+    time_power: float = 1.0
 
     def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """What trains it."""
@@ -126,7 +128,7 @@ def _dense(target: ParticleTarget) -> list[Any]:
 
 
 def _dense_graph(target: ParticleTarget) -> list[Any]:
-    field = GraphField(target.num_particles, target.spatial_dim, width=64, depth=2, length_scale=base_scale(target))
+    field = GraphField(target.num_particles, target.spatial_dim, width=64, depth=3, length_scale=base_scale(target))
     return _flow(field, target)
 
 
@@ -146,7 +148,9 @@ MODELS: dict[str, FlowModel] = {
 """By name; ``graph`` is in the headline."""
 CLUSTER_MODELS: dict[str, FlowModel] = {
     "embedded_atom": FlowModel(_dense, 6.0, 1e-3, num_particles=64),
-    GRAPH: FlowModel(_dense_graph, 30.0, 2e-3, matches=True, num_particles=64, pairs=5, exchanged=1),
+    GRAPH: FlowModel(
+        _dense_graph, 18.0, 1e-2, 3e-2, matches=True, num_particles=64, pairs=8, exchanged=1, time_power=2.0
+    ),
     "plain_augmented": FlowModel(_dense_plain, 120.0, 1e-3, matches=True, knows_symmetry=False, augmented=True),
 }
 """The same for Lennard-Jones clusters, whose pairs of 13 particles take a search each: exchanging the base draws too

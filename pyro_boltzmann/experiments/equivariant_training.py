@@ -123,6 +123,7 @@ def learn_data(
             base_scale(target),
             num_pairs=min(MOST_PAIRS, model.pairs * steps),
             num_particles=model.num_particles,
+            time_power=model.time_power,
             block=model.exchanged,
             basis=target.basis if model.knows_symmetry else None,
             symmetry=symmetry,

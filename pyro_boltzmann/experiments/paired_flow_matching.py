@@ -28,6 +28,7 @@ class PairedFlowMatching(FlowMatching):
     :param scale: standard deviation of the guide's base.
     :param num_pairs: in the pool.
     :param num_particles: pairs for each evaluation.
+    :param time_power: see :class:`~pyro_boltzmann.FlowMatching`.
     :param block: rows among which base draws are exchanged.
     :param basis: of the particles, to align pairs: for fields that know the symmetry.
     :param symmetry: moves the data at random, for fields that do not know it.
@@ -45,12 +46,13 @@ class PairedFlowMatching(FlowMatching):
         *,
         num_pairs: int,
         num_particles: int = 256,
+        time_power: float = 1.0,
         block: int = BLOCK,
         basis: MeanFreeBasis | None = None,
         symmetry: ParticleSymmetry | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, num_particles=num_particles)
+        super().__init__(data, num_particles=num_particles, time_power=time_power)
         self.pool = draw_pairs(data, scale, num_pairs, block=block, basis=basis, symmetry=symmetry, seed=seed)
         self._chosen = {"scale": scale, "num_pairs": num_pairs, "block": block, "seed": seed}
         self._chosen |= {"aligned": basis is not None, "augmented": symmetry is not None}

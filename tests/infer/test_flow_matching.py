@@ -122,6 +122,24 @@ def test_fields_of_one_time_a_call_and_lines_of_some_width():
     assert (guide.path.blocks[0].field.velocity - SHIFT).norm() < 0.3
 
 
+def test_more_times_near_the_data():
+    r"""A field that is the time itself tells the mean times: with x1 - x0 = 0 the loss is :math:`E[t^2]`, which for
+    :math:`t = 1 - (1 - s)^2` is 8/15, and 1/3 for even times. Stratified, its error is below 1e-3."""
+
+    class Time(torch.nn.Module):
+        takes_times_of_rows = True
+
+        def forward(self, t, x):
+            return t.unsqueeze(-1).expand_as(x)
+
+    model = pb.BoltzmannModel(lambda x: 0.5 * x.square().sum(-1), 2)
+    guide = pb.AutoStochasticFlow(model, lambda energy, dim: [ContinuousTransform(Time(), dim)])
+    for power, exact in ((1.0, 1.0 / 3.0), (2.0, 8.0 / 15.0)):
+        still = pb.FlowMatching(torch.zeros(1, 2), num_particles=2000, time_power=power)
+        still.pairs = lambda flow: (torch.zeros(2000, 2), torch.zeros(2000, 2))
+        assert still.loss(model, guide) == pytest.approx(exact, abs=1e-3)
+
+
 def test_optimal_pairs_on_a_line_are_sorted():
     x0, x1 = torch.randn(50, 1), torch.randn(50, 1)
     paired = x0[optimal_assignment(x0, x1)]
@@ -170,7 +188,7 @@ def test_bad_input():
         pb.FlowMatching(torch.zeros(4, 3)).loss(model, guide)
     with pytest.raises(ShapeError, match="align must return the shape"):
         pb.FlowMatching(data(), align=lambda x0, x1: x0[:1]).loss(model, guide)
-    for settings in ({"pairing": "best"}, {"sigma": -1.0}, {"num_times": 0}, {"num_rounds": 0}):
+    for settings in ({"pairing": "best"}, {"sigma": -1.0}, {"time_power": 0.0}, {"num_times": 0}, {"num_rounds": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             pb.FlowMatching(data(), **settings)
     for blocks in ([], [ElementwiseAffine(2)], [InverseTransform(ContinuousTransform(MLPField(2), 2))]):

@@ -31,9 +31,9 @@ class FlowMatching(PathObjective):
         \mathcal L = \frac1d\, E\, \bigl| v_\theta(t, x_t) - (x_1 - x_0) \bigr|^2, \qquad
         x_t = (1 - t)\, x_0 + t\, x_1 + \sigma \epsilon,
 
-    with t even on [0, 1] (stratified), :math:`x_0` from the guide's base and :math:`x_1` from the data. The minimiser,
-    :math:`E[x_1 - x_0 \mid x_t]`, is the velocity of a flow from the base to the data. No equation is solved and no
-    divergence taken; no energy is asked for.
+    with :math:`t = 1 - (1 - s)^p`, s even on [0, 1] (stratified), :math:`x_0` from the guide's base and :math:`x_1`
+    from the data. The minimiser, :math:`E[x_1 - x_0 \mid x_t]`, is the velocity of a flow from the base to the data.
+    No equation is solved and no divergence taken; no energy is asked for.
 
     Lines that cross make a flow bend. Pairs may therefore be chosen: ``pairing="optimal"`` assigns the base draws of a
     minibatch to its data so that the sum of squared distances is least, and ``align`` then moves each :math:`x_0` by a
@@ -51,6 +51,8 @@ class FlowMatching(PathObjective):
     :param align: ``(x0, x1) -> x0``, rows moved one by one; ``None`` for no alignment.
     :param num_rounds: how often minibatches are paired and aligned in turn.
     :param sigma: :math:`\sigma \ge 0`, the width of the lines.
+    :param time_power: :math:`p > 0`; above one, more times near the data, where the velocity of a target with walls is
+        steepest.
     :param num_times: times for each evaluation of a field that takes one time a call; others get one for each pair.
     :param weight_power: see :class:`ForwardKL`.
     :raises ShapeError: if there are no data or the shapes do not match.
@@ -82,6 +84,7 @@ class FlowMatching(PathObjective):
         align: Align | None = None,
         num_rounds: int = 1,
         sigma: float = 0.0,
+        time_power: float = 1.0,
         num_times: int = 8,
         weight_power: float = 1.0,
     ) -> None:
@@ -90,13 +93,15 @@ class FlowMatching(PathObjective):
             raise ValueError(f'pairing must be "independent" or "optimal", got {pairing!r}')
         if not 0.0 <= sigma < math.inf:
             raise ValueError(f"sigma must be finite and not negative, got {sigma}")
+        if not 0.0 < time_power < math.inf:
+            raise ValueError(f"time_power must be finite and positive, got {time_power}")
         if num_times < 1 or num_rounds < 1:
             raise ValueError(
                 f"num_times and num_rounds must be positive, got num_times={num_times}, num_rounds={num_rounds}"
             )
         self._data = WeightedData(data, log_weights, weight_power)
         self.pairing, self.align, self.num_rounds = pairing, align, num_rounds
-        self.sigma, self.num_times = float(sigma), num_times
+        self.sigma, self.time_power, self.num_times = float(sigma), float(time_power), num_times
         given = (data, log_weights)
         self._settings = {
             "data": [None if tensor is None else _digest(tensor) for tensor in given],
@@ -105,6 +110,7 @@ class FlowMatching(PathObjective):
             "align": None if align is None else getattr(align, "__qualname__", type(align).__qualname__),
             "num_rounds": num_rounds,
             "sigma": self.sigma,
+            "time_power": self.time_power,
             "num_times": num_times,
             "num_particles": num_particles,
         }
@@ -148,7 +154,8 @@ class FlowMatching(PathObjective):
         each_row = getattr(transform.field, "takes_times_of_rows", False)
         count = len(x0) if each_row else min(self.num_times, len(x0))
         u = torch.rand(count, dtype=x0.dtype, device=x0.device)
-        t = (torch.arange(count, dtype=x0.dtype, device=x0.device) + u) / count
+        even = (torch.arange(count, dtype=x0.dtype, device=x0.device) + u) / count
+        t = 1.0 - (1.0 - even) ** self.time_power
         if each_row:
             return [(t, slice(None))]
         edges = [len(x0) * k // count for k in range(count + 1)]
