@@ -39,8 +39,9 @@ __all__ = ["LJ13", "ClusterExperiment", "ClusterPlan"]
 
 TRAIN_SIZES = (10, 100, 1000, 10_000)
 HEADLINE_SIZE = TRAIN_SIZES[-1]
-STEPS = 5
-"""Runge-Kutta steps of draws and densities of networks, and in the polish."""
+DRAW_STEPS, DENSITY_STEPS, POLISH_STEPS = 6, 8, 5
+"""Runge-Kutta steps of draws of networks, whose weights are those of the discrete map; of densities of data, which with
+eight were 0.01 too low in the mean of 12 rows and 0.09 in the root mean square; and in the polish."""
 NUM_SAMPLES, NUM_TEST, NUM_VALIDATION = 2000, 2000, 1000
 FEW = 500
 """Draws, and rows of test data, of networks outside the headline: each takes a Jacobian of 36 x 36 at each stage."""
@@ -178,7 +179,7 @@ class _Work:
             checked_rows=self._checked_rows,
         )
         few = min(FEW, self.count)
-        steps: dict[str, Any] = {"draw_steps": STEPS, "density_steps": STEPS}
+        steps: dict[str, Any] = {"draw_steps": DRAW_STEPS, "density_steps": DENSITY_STEPS}
         first = score(
             guide,
             self.target,
@@ -245,8 +246,8 @@ class _Work:
             seed=stream_seed(seed, "draws"),
             cost=cost,
             keep_to=self.out / f"draws-{name}-{size}.safetensors" if name == GRAPH else None,
-            draw_steps=STEPS,
-            density_steps=STEPS,
+            draw_steps=DRAW_STEPS,
+            density_steps=DENSITY_STEPS,
         )
 
     def states(self) -> dict[str, Any]:
@@ -289,7 +290,7 @@ class _Work:
 
 
 def _for_polish(flow: ContinuousTransform) -> None:
-    flow.configure(num_steps=STEPS, divergence="hutchinson")
+    flow.configure(num_steps=POLISH_STEPS, divergence="hutchinson")
 
 
-LJ13 = ClusterExperiment("lj13", ClusterPlan(480.0, (150, 360.0), 90.0))
+LJ13 = ClusterExperiment("lj13", ClusterPlan(600.0, (60, 180.0), 90.0))
