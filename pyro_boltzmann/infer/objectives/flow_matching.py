@@ -48,7 +48,7 @@ class FlowMatching(PathObjective):
     :param log_weights: ``(n,)``, if the data are weighted draws.
     :param num_particles: pairs for each evaluation, the data drawn with replacement.
     :param pairing: ``"independent"`` or ``"optimal"``, whose cost grows as the cube of ``num_particles``.
-    :param align: ``(x0, x1) -> x0``, rows moved one by one; ``None`` for no alignment.
+    :param align: ``(x0, x1) -> x0``, rows moved by symmetries of the base, and perhaps reordered; ``None`` for none.
     :param num_rounds: how often minibatches are paired and aligned in turn.
     :param sigma: :math:`\sigma \ge 0`, the width of the lines.
     :param time_power: :math:`p > 0`; above one, more times near the data, where the velocity of a target with walls is
