@@ -196,8 +196,8 @@ subspace, normalised.{best}{own} `nll_excess` is the mean of log p - log q over 
 from the target, known more precisely. `ess` (a fraction of N), `log_z` and `e_w2`, the distance of the reweighted
 energies from those of test data with its sampling floor in the report, are of weighted draws; weights of networks are
 exact for their discrete map; densities of data are those of the equation, with eight Runge-Kutta steps good to about
-0.01 in the mean (12 rows against 20 steps). Training, validation and test data come from separate systems of the project's own
-sampler.
+0.01 in the mean (12 rows against 20 steps). Training, validation and test data come from separate systems of the
+project's own sampler.
 
 The headline is the graph field on {min(10_000, results.sizes[-1]):,} configurations: flow matching on pairs aligned
 over permutations, rotations and reflections ({plan.headline * share:.0f} s planned), then a polish of
