@@ -15,7 +15,7 @@ from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.experiments.bendem_rows import from_plain
 from pyro_boltzmann.experiments.equivariant_models import CLUSTER_MODELS
-from pyro_boltzmann.experiments.equivariant_page import likelihood_figure
+from pyro_boltzmann.experiments.equivariant_page import PICTURED, likelihood_figure
 from pyro_boltzmann.experiments.particle_data import ParticleData
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.experiments.run_metrics import failures_of
@@ -160,12 +160,12 @@ def _draw_pictures(results: ClusterResults, data: ParticleData, out: Path) -> di
     )
     save_figure(
         plot_energy_histogram(
-            draws["energy"], draws["log_weights"], exact, exact_label="parallel tempering", title="Energies, headline"
+            draws["energy"], draws["log_weights"], exact, exact_label="test data", title="Energies, headline"
         ),
         out / "energies_headline.png",
     )
     pictures = {
-        "nll": "Negative log-likelihood of test data against the size of the training set; dashed: the entropy",
+        "nll": PICTURED,
         "energies_headline": "Energies of draws of the headline model, raw and reweighted",
     }
     finite = draws["z"][draws["z"].isfinite().all(-1)][:SHOWN]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pyro_boltzmann.diagnostics import Metric, Truth, build_report, write_report
 from pyro_boltzmann.diagnostics.plots import plot_configurations, plot_energy_histogram, save_figure
-from pyro_boltzmann.diagnostics.plots.style import EXACT, new_figure, tidy
+from pyro_boltzmann.diagnostics.plots.style import new_figure, tidy
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.experiments.bendem_rows import from_plain
@@ -24,10 +24,14 @@ from pyro_boltzmann.experiments.particle_data import ParticleData
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.experiments.run_metrics import failures_of
 
-__all__ = ["EquivariantResults", "likelihood_figure", "write_equivariant_results"]
+__all__ = ["PICTURED", "EquivariantResults", "likelihood_figure", "write_equivariant_results"]
 
 SHOWN = 6
 """Configurations in a picture."""
+LEAST_EXCESS, MOST_EXCESS = 1e-3, 1e2
+"""Of likelihoods in the picture."""
+PICTURED = "`nll_excess` against the size of the training set, with standard errors, between 0.001 and 100 nats"
+"""What the picture of likelihoods shows."""
 _COLOURS = {
     "kernel": ("#56b4e9", "o"),
     "embedded_atom": ("#0072b2", "s"),
@@ -145,11 +149,11 @@ def _draw_pictures(results: EquivariantResults, data: ParticleData, out: Path) -
     target, size = results.target, results.headline_size
     exact = energy_value(target.energy, data.test)
     save_figure(likelihood_figure(results.parts, results.sizes, MODELS, target.name), out / "nll.png")
-    pictures = {"nll": "Negative log-likelihood of test data against the size of the training set; dashed: the entropy"}
+    pictures = {"nll": PICTURED}
     for name, file in (("headline", "draws-headline"), ("kernel", f"draws-kernel-{size}")):
         draws = load_file(out / f"{file}.safetensors")
         figure = plot_energy_histogram(
-            draws["energy"], draws["log_weights"], exact, exact_label="parallel tempering", title=f"Energies, {name}"
+            draws["energy"], draws["log_weights"], exact, exact_label="test data", title=f"Energies, {name}"
         )
         save_figure(figure, out / f"energies_{name}.png")
         pictures[f"energies_{name}"] = f"Energies of draws of the {name} model, raw and reweighted"
@@ -160,28 +164,23 @@ def _draw_pictures(results: EquivariantResults, data: ParticleData, out: Path) -
 
 
 def likelihood_figure(parts: Mapping[str, Any], sizes: Sequence[int], models: Iterable[str], target: str) -> Figure:
-    """Negative log-likelihoods of test data by the size of the training set.
+    """Excess of the negative log-likelihood of test data over the least possible, by the size of the training set.
 
     :param parts: results by ``"model size"``, as :func:`.score` returns them.
     """
     figure, (axes,) = new_figure(width=6.4, height=4.2)
-    entropy: float | None = None
-    highest = -np.inf
     for name in models:
-        rows = [from_plain(parts[f"{name} {size}"]["rows"]["nll"]) for size in sizes]
-        values = [np.nan if row.value is None else row.value for row in rows]
+        rows = [from_plain(parts[f"{name} {size}"]["rows"]["nll_excess"]) for size in sizes]
+        # A few data learned by heart cost more than a number can tell.
+        values = np.clip([np.inf if row.value is None else row.value for row in rows], LEAST_EXCESS, MOST_EXCESS)
+        errors = [row.std_error or 0.0 for row in rows]
         colour, marker = _COLOURS[name]
-        axes.plot(sizes, values, marker=marker, color=colour, label=name.replace("_", " "), markersize=6)
-        truth = rows[0].truth
-        entropy = truth.value if isinstance(truth, Truth) else truth
-        highest = max(highest, values[-1])
-    if entropy is not None:
-        axes.axhline(entropy, linestyle="--", color=EXACT, linewidth=1.0)
-        if np.isfinite(highest):
-            # Flows that have learned their few data by heart would squeeze all others.
-            axes.set_ylim(entropy - 0.2, max(highest, entropy + 1.0) + 2.5)
+        label = name.replace("_", " ")
+        axes.errorbar(sizes, values, yerr=errors, marker=marker, color=colour, label=label, markersize=6)
     axes.set_xscale("log")
-    tidy(axes, title=f"Likelihood on {target}", x="training configurations", y="NLL (nats)")
+    axes.set_yscale("log")
+    axes.set_ylim(LEAST_EXCESS / 1.3, None)
+    tidy(axes, title=f"Distance from {target}", x="training configurations", y="KL divergence (nats)")
     return figure
 
 
