@@ -26,7 +26,7 @@ FEWEST_DRAWS = 25
 KHAT_MARGIN = 0.1
 """Closer to its limit than this, k-hat is remarked upon: it is an estimate itself, good to about that much."""
 
-_NEEDS_NO_WEIGHTS = frozenset({"elbo", "eubo", "nll", "nll_excess", "round_trip"})
+_NEEDS_NO_WEIGHTS = frozenset({"elbo", "eubo", "nll", "nll_controlled", "nll_excess", "round_trip"})
 _KEYS = ("experiment", "target", "sampler", "seed", "num_samples", "metrics", "models", "verdict", "reasons")
 
 

@@ -19,6 +19,7 @@ from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.experiments.bendem_rows import from_plain
 from pyro_boltzmann.experiments.equivariant_models import MODELS
+from pyro_boltzmann.experiments.equivariant_scores import scored_rows
 from pyro_boltzmann.experiments.equivariant_solvers import SOLVERS
 from pyro_boltzmann.experiments.particle_data import ParticleData
 from pyro_boltzmann.experiments.results_page import write_results_page
@@ -93,7 +94,7 @@ def write_equivariant_results(results: EquivariantResults, data: ParticleData, o
     write_report(report, out / "report.json")
     solvers, divergences = tables.pop(_SOLVERS), tables.pop(_DIVERGENCES)
     tables |= {_SOLVERS: solvers, _DIVERGENCES: divergences}
-    columns = ["nll", "nll_excess", "ess", "log_z", "mean_energy", "khat", "updates", "cpu_seconds"]
+    columns = ["nll", "nll_controlled", "nll_excess", "ess", "log_z", "mean_energy", "khat", "updates", "cpu_seconds"]
     write_results_page(
         out / f"{results.experiment}.md",
         report,
@@ -118,7 +119,7 @@ def _models(results: EquivariantResults) -> tuple[dict[str, list[str]], dict[str
     def add(heading: str, name: str, part: dict[str, Any]) -> None:
         nonlocal gradients
         tables[heading].append(name)
-        models[name] = {key: from_plain(row) for key, row in part["rows"].items()}
+        models[name] = scored_rows(part["rows"])
         gradients += part["gradients"]
 
     for name, part in results.parts.items():
@@ -199,7 +200,8 @@ def _introduction(results: EquivariantResults, nll: Metric) -> str:
     return f"""\
 `nll` is the negative log-likelihood of test configurations, in nats on the mean-free subspace, normalised.{best}{own}
 `nll_excess` is the mean of log p - log q over them, the Kullback-Leibler divergence from the target, known more
-precisely. `ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights
+precisely; `nll_controlled` is the entropy plus that excess.
+`ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights
 are exact for its discrete map. Training, validation and test data come from separate systems of the project's own
 sampler.
 
@@ -210,6 +212,5 @@ the energy, whose cost is counted, the other by reverse KL. Below, each model ha
 each size of the training set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and
 `_augmented` models are shown data that are turned, mirrored and permuted at random. All keep the state that was best on
 validation data. The ways to solve the equation make the same updates of the same kernel flow on 1,000 configurations.
-`divergence_error` is the
-largest deviation from autograd in float64 and `divergence_sd` the noise of one estimate, both over the mean absolute
-divergence of {max(100, round(1000 * results.share)):,} states, at the cost of `milliseconds`."""
+`divergence_error` is the largest deviation from autograd in float64 and `divergence_sd` the noise of one estimate, both
+over the mean absolute divergence of {max(100, round(1000 * results.share)):,} states, at the cost of `milliseconds`."""

@@ -11,9 +11,10 @@ import torch
 
 from pyro_boltzmann import cli
 from pyro_boltzmann.energies.catalogue import catalogue
+from pyro_boltzmann.experiments.bendem_rows import to_plain
 from pyro_boltzmann.experiments.equivariant import DW2, DW4
 from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, MODELS, symmetry_of
-from pyro_boltzmann.experiments.equivariant_scores import excess_metric, nll_metric, score
+from pyro_boltzmann.experiments.equivariant_scores import excess_metric, nll_metric, score, scored_rows
 from pyro_boltzmann.experiments.equivariant_solvers import divergence_costs
 from pyro_boltzmann.experiments.equivariant_training import BestState, learn_own_draws, likelihoods, polish
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching, draw_pairs
@@ -123,6 +124,20 @@ def test_a_polish_that_makes_things_worse_is_undone() -> None:
     cost = polish(guide, target, data, data, configure=lambda flow: flow, **settings)
     assert cost.updates == 2
     assert all(torch.equal(tensor, before[name]) for name, tensor in guide.state_dict().items())
+
+
+def test_the_energy_is_a_control_variate() -> None:
+    """The two likelihoods of the same rows differ by how far the rows' own floor is from the entropy."""
+    target = catalogue["dw2"]
+    rows = target.sample(400, generator=torch.Generator().manual_seed(2), dtype=torch.float32)
+    log_q = likelihoods(MODELS["graph"].guide(target), rows)
+    plain = {"nll": nll_metric(log_q, target, rows), "nll_excess": excess_metric(log_q, target, rows)}
+    found = scored_rows({name: to_plain(row) for name, row in plain.items()})
+    assert list(found) == ["nll", "nll_controlled", "nll_excess"]
+    entropy = target.log_z + target.mean_energy
+    shift = plain["nll"].floor - entropy
+    assert found["nll_controlled"].value == pytest.approx(plain["nll"].value - shift, abs=1e-5)
+    assert found["nll_controlled"].std_error >= plain["nll_excess"].std_error
 
 
 def test_data_of_its_own() -> None:
