@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class InitialNodes:
         ends = [-half_width, *EDGES, half_width]
         pieces = [
             (0.5 * (low + high) + 0.5 * (high - low) * unit, 0.5 * (high - low) * weight)
-            for low, high in zip(ends[:-1], ends[1:], strict=True)
+            for low, high in pairwise(ends)
         ]
         return cls(torch.cat([x for x, _ in pieces]), torch.cat([w for _, w in pieces]))
 

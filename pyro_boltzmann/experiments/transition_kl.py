@@ -101,9 +101,9 @@ def marginal_kl(
     )
     x0 = nodes.x[chosen].view(num_states, event_dim, num_starts).transpose(1, 2)
     states = y.unsqueeze(1).expand(x0.shape)
-    log_ratio = _log_ratio(
-        transition, time, learned, states.reshape(-1, event_dim), x0.reshape(-1, event_dim)
-    ).view(num_states, num_starts)
+    log_ratio = _log_ratio(transition, time, learned, states.reshape(-1, event_dim), x0.reshape(-1, event_dim)).view(
+        num_states, num_starts
+    )
     mean = log_ratio.logsumexp(-1) - math.log(num_starts)
     relative = (log_ratio - mean.unsqueeze(-1)).exp().var(-1)
     gain = -(mean + relative / (2.0 * num_starts))
