@@ -45,7 +45,7 @@ HEADLINE = "flow map, d = 10"
 TIMED = "flow map of all times, d = 2"
 TIMES = (0.1, 0.25, 0.5, 1.0)
 NUM_TEST = 50_000
-NUM_STATES, NUM_STARTS = 1500, 64
+NUM_STATES, NUM_STARTS, MASS_DRAWS = 1500, 64, 10_000
 ASKED = {1: 1e-3, 2: 1e-3, 10: 0.02}
 FALSE_ALARM = 1e-5 / 2
 """Of the Kolmogorov-Smirnov test of each coordinate."""
@@ -127,7 +127,8 @@ class _Work:
         test = exact_transitions(system, TIME, self.num_test, seed=self.seed_of(f"test {dim}"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_of("mass"))
-            mass = pooled_mass(*flow_map.mass(test.x0[:MASS_STARTS], TIME, num_samples=20_000))
+            draws = max(500, round(MASS_DRAWS * self.share))
+            mass = pooled_mass(*flow_map.mass(test.x0[:MASS_STARTS], TIME, num_samples=draws))
         trip = flow_map.round_trip(test.state, test.x0, TIME).error
         return self.scored(system, flow_map, cost, {"mass": mass, "round_trip": Metric(float(trip.max()))})
 
