@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from pyro_boltzmann.diagnostics import Metric
+from pyro_boltzmann.diagnostics import Metric, ks_floor
 from pyro_boltzmann.diagnostics.plots import save_figure
 from pyro_boltzmann.experiments.abc_speed import REFERENCE, SCHEMES, Payback, payback
 from pyro_boltzmann.experiments.bendem_rows import from_plain
@@ -26,13 +26,15 @@ KS_LEVEL = 0.0163
 """Of the two-sample test at 1 %, N = 20,000 each."""
 AUTHORS_NLL, ASKED_NLL = 2.373, 2.12
 SIMULATION = "simulation"
+QUERY = 20_000
+"""Draws of a query, a law at the end for another initial law."""
 
 
 @dataclass(frozen=True)
 class AbcResults:
     """All that the experiment measured.
 
-    :ivar plan: pairs of both kinds (``few``, ``many``), draws a centre (``grid``), and of a query (``query``).
+    :ivar plan: pairs of both kinds (``few``, ``many``), draws a centre (``grid``), and of a marginal law (``ks``).
     :ivar parts: what each job gave.
     :ivar simulated: CPU seconds of the training pairs, and the units.
     """
@@ -69,15 +71,15 @@ def write_abc_results(results: AbcResults, out: Path) -> dict[str, Any]:
     of_pairs = ["polished_round_trip", "polished_refused", "folds"]
     tables = {
         "Densities": {name: models[name] for name in (MANY, FEW, PAIR)},
-        "Marginal laws at N = 20,000": models,
-        "Marginal laws at larger N": models,
+        "Marginal laws": models,
+        "Marginal laws from larger samples": models,
         "Grid of transition probabilities": models,
         "What a draw costs": {**speeds, **{name: models[name] for name in (MANY, FEW, PAIR)}},
     }
     columns = {
         "Densities": ["nll", *of_densities, *of_pairs, "updates", "train_seconds", "cpu_seconds", "simulation_seconds"],
-        "Marginal laws at N = 20,000": ks,
-        "Marginal laws at larger N": [f"many_{name}" for name in ks],
+        "Marginal laws": ks,
+        "Marginal laws from larger samples": [f"many_{name}" for name in ks],
         "Grid of transition probabilities": ["grid_rms_z", "grid_largest_z", "grid_bias", "grid_cells"],
         "What a draw costs": ["conditional_ks", "draws_a_second"],
     }
@@ -97,8 +99,7 @@ def write_abc_results(results: AbcResults, out: Path) -> dict[str, Any]:
             columns=columns,
             asked=_asked(results, models, off),
             pictures={
-                "marginals": "Final positions for both initial laws: Euler steps of 0.002 (grey) and the "
-                f"{MANY}, 20,000 draws each",
+                "marginals": f"Final positions for both initial laws: Euler steps of 0.002 (grey) and the {MANY}",
                 "grid": "P(x in [0, pi], z in [2 pi, 3 pi]) over the centre of the initial law, and the z-scores of "
                 "the differences",
             },
@@ -203,7 +204,7 @@ def _payback_lines(results: AbcResults) -> list[str]:
         invested = simulated[name] + results.parts[name]["cost"]["cpu_seconds"]
         best = as_good(speed["distances"], speed["speeds"], name)
         for other in dict.fromkeys([SCHEMES[0].label, *([] if best is None else [best])]):
-            found = payback(invested, speed["speeds"][name], speed["speeds"][other], results.plan["query"])
+            found = payback(invested, speed["speeds"][name], speed["speeds"][other], QUERY)
             lines.append(f"| {name} | {other} | {invested:.0f} | {_count(found)} |")
     return lines
 
@@ -241,9 +242,9 @@ g(h(y)) - y in standard deviations of the columns. `gap_*` of flow maps is the d
 carried along when it was drawn, of the pseudo-reversible flow (networks of width 256, {results.plan["few"]:,} pairs, as
 many epochs as a budget of time allows) the log-density of h less that of g at draws of g.
 
-`ks_*` are of each coordinate for the uniform and the truncated Gaussian initial law, from two samples of 20,000, the
-reference by Euler steps of 0.002 (1 % level {KS_LEVEL}, mean of equal laws {0.8687 * math.sqrt(2.0 / 20_000):.4f});
-`many_ks_*` are from larger samples of the Runge-Kutta scheme. The row `simulation` is that scheme's own.
+`ks_*` are of each coordinate for the uniform and the truncated Gaussian initial law, from two samples of {plan["ks"]:,},
+the reference by Euler steps of 0.002 (mean of equal laws {ks_floor(plan["ks"], plan["ks"]):.4f}; {KS_LEVEL} is the 1 %
+level of 20,000); `many_ks_*` are from larger samples of the Runge-Kutta scheme. The row `simulation` is that scheme's own.
 
 The grid has centres (x_0, z_0) from 0 to 2 pi, y_0 = pi, of truncated Gaussian laws; probabilities are between
 {lowest:.4f} and {highest:.4f} (the authors': 0.0003 and 0.297). Of {plan["grid"]:,} independent draws a centre each
@@ -252,6 +253,6 @@ laws, `grid_bias` the rms of differences beyond their sampling errors.
 
 `conditional_ks` is the mean KS distance, over {speed["starts"]} initial states and three coordinates, from the ends of
 {REFERENCE.label}; its floor is {speed["floor"]:.4f}. Speeds are draws a CPU second on one thread. {cheapest} Training
-has paid for itself after so many draws, or queries of {plan["query"]:,} draws, simulation of the pairs included:
+has paid for itself after so many draws, or queries of {QUERY:,} draws, simulation of the pairs included:
 
 {payback_table}"""

@@ -95,5 +95,5 @@ def ks_rows(
         draws[name] = draw(x0)
         for index, (a, b) in enumerate(zip(draws[name].T, references[name].T, strict=True), 1):
             test = ks_test(a.double().numpy(), b.double().numpy())
-            rows[f"ks_{name}_{index}"] = Metric(test.distance, floor=test.floor, num_samples=len(x0))
+            rows[f"ks_{name}_{index}"] = Metric(test.distance, floor=test.floor)
     return rows, draws

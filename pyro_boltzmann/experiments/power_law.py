@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy import stats
 
-from pyro_boltzmann.diagnostics.plots.style import RAW, WEIGHTED, new_figure, tidy
+from pyro_boltzmann.diagnostics.plots.style import INK, RAW, WEIGHTED, new_figure, tidy
 
 __all__ = ["PowerLaw", "fit_power_law", "plot_power_laws"]
 
@@ -65,5 +66,9 @@ def plot_power_laws(panels: Mapping[str, Mapping[str, Points]], y: str) -> Figur
             axes.plot(sizes, [law(size) for size in sizes], "-", color=colour, linewidth=1.4)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        tidy(axes, x=x, y=y)
+        ticks = sorted({size for points in curves.values() for size in points})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        tidy(axes, x=x, y=y, legend=False)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return figure

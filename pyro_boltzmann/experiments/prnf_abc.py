@@ -99,7 +99,7 @@ def run(
     with one_thread():
         results = {name: parts.get(name, job) for name, job in tqdm(jobs.items(), disable=not progress)}
         simulated = parts.get("simulation", work.simulation)
-    plan = {"few": work.few_pairs, "many": work.many_pairs, "grid": work.grid_draws, "query": NUM_KS}
+    plan = {"few": work.few_pairs, "many": work.many_pairs, "grid": work.grid_draws, "ks": work.ks_draws}
     return write_abc_results(AbcResults(seed, share, work.num_test, plan, results, simulated, out), out)
 
 
@@ -126,6 +126,10 @@ class _Work:
     @property
     def many_pairs(self) -> int:
         return self.number(PLAN.many, 20_000)
+
+    @property
+    def ks_draws(self) -> int:
+        return self.number(NUM_KS, 4000)
 
     @property
     def grid_draws(self) -> int:
@@ -256,7 +260,7 @@ class _Work:
         from the scheme of higher order; the simulations of one another stand beside them."""
         rows: dict[str, dict[str, Metric]] = {}
         kept: dict[str, Tensor] = {}
-        settings = (("", NUM_KS, AUTHORS), ("many_", self.number(NUM_MANY_KS, NUM_KS), FINE))
+        settings = (("", self.ks_draws, AUTHORS), ("many_", self.number(NUM_MANY_KS, 8000), FINE))
         for prefix, number, scheme in settings:
             with self.seeded(f"marginals {prefix}"):
                 simulate = scheme.ends(self.system)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -25,7 +26,8 @@ def plot_curves(panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequenc
     for number, (axes, (title, (where, curves))) in enumerate(zip(every, panels.items(), strict=True)):
         for style, (name, values) in zip(_STYLES, curves.items(), strict=False):
             axes.plot(where, values, label=name, **style)  # type: ignore[arg-type]
-        tidy(axes, title=title, x=x, y="" if number else y, legend=number == 0)
+        tidy(axes, title=title, x=x, y="" if number else y, legend=False)
+    _legend_outside(figure, every[0])
     return figure
 
 
@@ -60,8 +62,15 @@ def plot_marginals(panels: Mapping[str, Mapping[str, ArrayLike]], bins: int = 80
                 kind = "stepfilled" if number == 0 else "step"
                 colour = "#c9d3da" if number == 0 else (WEIGHTED, RAW)[(number - 1) % 2]
                 axes.hist(column, edges, density=True, histtype=kind, color=colour, label=name, linewidth=1.6)
-            tidy(axes, title=title if index == 0 else "", x=f"$x_{index + 1}$", legend=index == dim - 1)
+            tidy(axes, title=title if index == 0 else "", x=f"$x_{index + 1}$", legend=False)
+    _legend_outside(figure, grid[0, 0])
     return figure
+
+
+def _legend_outside(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    place = "outside lower center"
+    figure.legend(handles, labels, loc=place, ncols=len(labels), frameon=False, fontsize=10, labelcolor=INK)
 
 
 def plot_grids(simulated: ArrayLike, learned: ArrayLike, scores: ArrayLike, x: str, y: str) -> Figure:
