@@ -242,9 +242,10 @@ g(h(y)) - y in standard deviations of the columns. `gap_*` of flow maps is the d
 carried along when it was drawn, of the pseudo-reversible flow (networks of width 256, {results.plan["few"]:,} pairs, as
 many epochs as a budget of time allows) the log-density of h less that of g at draws of g.
 
-`ks_*` are of each coordinate for the uniform and the truncated Gaussian initial law, from two samples of {plan["ks"]:,},
-the reference by Euler steps of 0.002 (mean of equal laws {ks_floor(plan["ks"], plan["ks"]):.4f}; {KS_LEVEL} is the 1 %
-level of 20,000); `many_ks_*` are from larger samples of the Runge-Kutta scheme. The row `simulation` is that scheme's own.
+`ks_*` are of each coordinate for the uniform and the truncated Gaussian initial law, from two samples of
+{plan["ks"]:,}, the reference by Euler steps of 0.002 (mean of equal laws {ks_floor(plan["ks"], plan["ks"]):.4f};
+{KS_LEVEL} is the 1 % level of 20,000); `many_ks_*` are from larger samples of the Runge-Kutta scheme. The row
+`simulation` is that scheme's own.
 
 The grid has centres (x_0, z_0) from 0 to 2 pi, y_0 = pi, of truncated Gaussian laws; probabilities are between
 {lowest:.4f} and {highest:.4f} (the authors': 0.0003 and 0.297). Of {plan["grid"]:,} independent draws a centre each
