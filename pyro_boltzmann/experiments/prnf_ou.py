@@ -111,6 +111,9 @@ class _Work:
     def seed_of(self, purpose: str) -> int:
         return stream_seed(self.seed, purpose) % 2**31
 
+    def states(self) -> int:
+        return max(40, round(NUM_STATES * self.share))
+
     def pairs(self) -> int:
         return max(5000, round(PLAN.pairs * self.share))
 
@@ -196,7 +199,7 @@ class _Work:
                 continue
             starts = draw_starts(nodes, law, self.num_test, dim, generator=generator)
             rows[f"kl_{name}"] = Metric(*conditional_kl(transition, TIME, learned, starts, generator=generator))
-            states = max(100, round(NUM_STATES * self.share))
+            states = self.states()
             marginal = marginal_kl(
                 transition, TIME, learned, nodes, law, dim,
                 num_states=states, num_starts=NUM_STARTS, generator=generator,
@@ -292,7 +295,7 @@ $$\\mathrm{{KL}}(p_T\\,\\|\\,q_T) = -\\mathbb E_{{y \\sim p_T}} \\log
 \\mathbb E_{{x_0 \\sim p(x_0 \\mid y)}}\\Bigl[\\frac{{q(y \\mid x_0)}}{{p(y \\mid x_0)}}\\Bigr]$$
 
 with the exact posterior of the initial state, {NUM_STARTS} draws of it for each of
-{max(100, round(NUM_STATES * work.share)):,} states, and the leading bias of the logarithm taken out; where q is far
+{work.states():,} states, and the leading bias of the logarithm taken out; where q is far
 from p, the inner mean has a heavy tail and the figure is an upper estimate. `nll` is of test pairs from the training
 law, its truth the entropy, its floor the exact law on the same pairs. `mass` is by importance sampling at
 {MASS_STARTS} initial states.
