@@ -88,3 +88,23 @@ def test_a_short_run_of_ornstein_uhlenbeck(tmp_path: Path) -> None:
     assert {f"flow map, d = {dim}" for dim in (1, 2, 10, 30)} <= set(report["models"])
     for name in ("prnf-ou.md", "kl.png"):
         assert (tmp_path / name).exists()
+
+
+def test_small_errors_have_digits(tmp_path: Path) -> None:
+    rows = {"only": {"kl_normal": Metric(0.000213, 0.0000042), "nll": Metric(1.5, 0.01)}}
+    results = FlowMapResults(
+        experiment="demo",
+        target="brownian",
+        title="A title",
+        introduction="Words.",
+        seed=0,
+        num_samples=100,
+        headline="only",
+        tables={"One": rows},
+        columns={"One": ["kl_normal", "nll"]},
+        asked=[],
+        pictures={},
+        seconds={},
+    )
+    write_flow_map_results(results, tmp_path)
+    assert "| 0.0002130 +- 0.0000042 | 1.5000 +- 0.0100 |" in (tmp_path / "demo.md").read_text()

@@ -81,8 +81,8 @@ def test_marginal_kl_by_quadrature(grid: TransitionGrid) -> None:
 @pytest.mark.parametrize("is_normalised", [False, True])
 @pytest.mark.parametrize("dim", [1, 3])
 def test_both_by_monte_carlo(dim: int, is_normalised: bool) -> None:
-    """Coordinates are independent, so divergences add up (4.5 s.e.). The second order of the inner mean's bias is left:
-    with a relative variance r = exp(8 KL) - 1 or so of its terms and K = 256, about (r / K)^2."""
+    """Coordinates are independent, so divergences add up (4.5 s.e.). The bias that is left in the inner logarithm is of
+    the order K^-2, 1e-5."""
     system, nodes = ornstein_uhlenbeck(dim), InitialNodes.within(HALF_WIDTH)
     law = ornstein_uhlenbeck(1).tests["normal"]
     generator = Generator().manual_seed(0)
@@ -94,7 +94,7 @@ def test_both_by_monte_carlo(dim: int, is_normalised: bool) -> None:
         system.transition, TIME, learned, nodes, law, dim, num_states=1500, num_starts=256, **settings
     )
     truth = dim * gaussian_kl(0.0, VARIANCE + DECAY**2, SHIFT, WIDTH**2 + SLOPE**2)
-    assert abs(marginal.value - truth) < SIGMAS * marginal.std_error + 1e-3
+    assert abs(marginal.value - truth) < SIGMAS * marginal.std_error
     assert marginal.std_error < 0.5 * truth
 
 
