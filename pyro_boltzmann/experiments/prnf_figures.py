@@ -57,7 +57,8 @@ def plot_marginals(panels: Mapping[str, Mapping[str, ArrayLike]], bins: int = 80
         for index, axes in enumerate(row):
             columns = {name: to_numpy(sample)[:, index] for name, sample in samples.items()}
             everything = np.concatenate(list(columns.values()))
-            edges = np.linspace(*np.quantile(everything, [0.0005, 0.9995]), bins + 1)
+            low, high = np.quantile(everything, [0.0005, 0.9995])
+            edges = np.linspace(low, high, bins + 1)
             for number, (name, column) in enumerate(columns.items()):
                 kind = "stepfilled" if number == 0 else "step"
                 colour = "#c9d3da" if number == 0 else (WEIGHTED, RAW)[(number - 1) % 2]
@@ -69,8 +70,15 @@ def plot_marginals(panels: Mapping[str, Mapping[str, ArrayLike]], bins: int = 80
 
 def _legend_outside(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    place = "outside lower center"
-    figure.legend(handles, labels, loc=place, ncols=len(labels), frameon=False, fontsize=10, labelcolor=INK)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        frameon=False,
+        fontsize=10,
+        labelcolor=INK,
+    )
 
 
 def plot_grids(simulated: ArrayLike, learned: ArrayLike, scores: ArrayLike, x: str, y: str) -> Figure:
