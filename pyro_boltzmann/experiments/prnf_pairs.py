@@ -30,7 +30,7 @@ def pair_rows(flow: PseudoReversibleFlow, x0: Tensor, y: Tensor) -> dict[str, Me
     :param x0: test initial states ``(n, d)``.
     :param y: their ends.
     """
-    context, target, _ = flow._rows(y, x0, None)
+    context, target = flow.context_units.standard(x0), flow.units.standard(y)
     square = in_chunks(lambda c, t: (flow.g(c, flow.h(c, t)) - t).square().mean(-1), context, target)
     largest = in_chunks(flow.round_trip, y, x0)
     gap = flow.density_gap(x0[:GAP_STARTS], num_samples=GAP_DRAWS).values.double()
@@ -52,11 +52,11 @@ def pair_rows(flow: PseudoReversibleFlow, x0: Tensor, y: Tensor) -> dict[str, Me
 def pooled_mass(values: Tensor, std_errors: Tensor) -> Metric:
     """The mean of independent masses and its standard error.
 
-    >>> pooled_mass(torch.tensor([1.0, 3.0]), torch.tensor([0.3, 0.4]))
-    Metric(value=2.0, std_error=0.25, floor=None, truth=1.0, reason=None, num_samples=None)
+    >>> pooled_mass(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 4.0]))
+    Metric(value=2.0, std_error=2.5, floor=None, truth=1.0, reason=None, num_samples=None)
     """
     error = float(std_errors.double().square().sum().sqrt()) / len(values)
-    return Metric(float(values.double().mean()), round(error, 12), truth=1.0)
+    return Metric(float(values.double().mean()), error, truth=1.0)
 
 
 def nll_row(log_prob: Tensor, log_volume: float = 0.0, truth: float | None = None) -> Metric:
