@@ -34,6 +34,9 @@ EXPERIMENTS: dict[str, str] = {
     "equivariant-dw2": "pyro_boltzmann.experiments.equivariant:DW2",
     "equivariant-dw4": "pyro_boltzmann.experiments.equivariant:DW4",
     "equivariant-lj13": "pyro_boltzmann.experiments.equivariant_cluster:LJ13",
+    "prnf-brownian": "pyro_boltzmann.experiments.prnf_brownian",
+    "prnf-ou": "pyro_boltzmann.experiments.prnf_ou",
+    "prnf-abc": "pyro_boltzmann.experiments.prnf_abc",
 }
 """Names of experiments and the modules that hold them, or ``module:object`` where a module holds several."""
 

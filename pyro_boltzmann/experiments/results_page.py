@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,11 @@ def _cell(row: Mapping[str, Any] | None, *, has_error: bool, reliable: bool) -> 
     if has_error and not reliable:
         return f"{value:.4g} +- n/a (k-hat)"
     digits = f"{value:.4g}" if abs(value) < 1e4 else f"{value:.2e}"
-    return digits if error is None else f"{value:.4f} +- {error:.4f}"
+    if error is None:
+        return digits
+    # Four decimals, unless the error would read as zero.
+    decimals = 4 if error == 0.0 or error >= 5e-5 else 1 - math.floor(math.log10(error))
+    return f"{value:.{decimals}f} +- {error:.{decimals}f}"
 
 
 def processor() -> str:
