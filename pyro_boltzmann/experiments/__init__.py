@@ -33,6 +33,7 @@ EXPERIMENTS: dict[str, str] = {
     "bendem-lj55": "pyro_boltzmann.experiments.bendem:LJ55",
     "equivariant-dw2": "pyro_boltzmann.experiments.equivariant:DW2",
     "equivariant-dw4": "pyro_boltzmann.experiments.equivariant:DW4",
+    "prnf-runaway": "pyro_boltzmann.experiments.prnf_runaway",
     "equivariant-lj13": "pyro_boltzmann.experiments.equivariant_cluster:LJ13",
 }
 """Names of experiments and the modules that hold them, or ``module:object`` where a module holds several."""
