@@ -34,6 +34,7 @@ EXPERIMENTS: dict[str, str] = {
     "equivariant-dw2": "pyro_boltzmann.experiments.equivariant:DW2",
     "equivariant-dw4": "pyro_boltzmann.experiments.equivariant:DW4",
     "prnf-runaway": "pyro_boltzmann.experiments.prnf_runaway",
+    "prnf-inference": "pyro_boltzmann.experiments.prnf_inference",
     "equivariant-lj13": "pyro_boltzmann.experiments.equivariant_cluster:LJ13",
 }
 """Names of experiments and the modules that hold them, or ``module:object`` where a module holds several."""

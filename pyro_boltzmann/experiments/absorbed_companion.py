@@ -21,16 +21,21 @@ __all__ = ["STARTS", "draw_absorbed", "exact_survivors", "run_companion"]
 
 STARTS = (0.5, 1.0, 3.0)
 STRIDE, NUM_STRIDES, LOOK_EVERY = 0.1, 30, 5
-ROWS_PER_UPDATE = 1024
+ROWS_PER_UPDATE = 2048
+MOST_PAIRS = 1_000_000
 
 
 def draw_absorbed(
     law: AbsorbedBrownianTransition, time: float | tuple[float, float], number: int, seed: int
 ) -> TransitionData:
-    """Exact transitions from uniform initial states, over one time or uniform times."""
+    """Exact transitions over one time or uniform times; half of the initial states are uniform, half near the ends."""
     low, high = time if isinstance(time, tuple) else (time, time)
+    width = law.high - law.low
     with seeded(seed):
-        x0 = law.low + (law.high - law.low) * (1e-4 + (1.0 - 2e-4) * torch.rand(number, 1))
+        uniform = width * torch.rand(number, 1)
+        near = (2.0 * law.scale * low**0.5 * torch.randn(number, 1)).abs()
+        distance = torch.where(torch.rand(number, 1) < 0.5, uniform, near).clamp(1e-4 * width, (1.0 - 1e-4) * width)
+        x0 = torch.where(torch.rand(number, 1) < 0.5, law.low + distance, law.high - distance)
         times = low + (high - low) * torch.rand(number)
         state, exited = law.sample(x0, times)
     return TransitionData(x0, times, torch.where(exited.unsqueeze(-1), law.low, state), exited)
@@ -56,11 +61,13 @@ def run_companion(*, updates: int, size: int, seed: int) -> dict[str, Any]:
     for name, times in (("composed", STRIDE), ("direct", (STRIDE, last))):
         begin = clock.process_time()
         with seeded(stream_seed(seed, f"companion {name}")):
-            flow_map = FlowMap.for_sde(system.sde, times, width=48, coupling_width=48)
+            flow_map = FlowMap.for_sde(system.sde, times, drift=None, width=48, coupling_width=48, num_bins=16)
         data = draw_absorbed(
-            law, times, min(400_000, ROWS_PER_UPDATE * updates + 4000), stream_seed(seed, f"{name} data")
+            law, times, min(MOST_PAIRS, ROWS_PER_UPDATE * updates + 4000), stream_seed(seed, f"{name} data")
         )
-        fit = fit_flow_map(flow_map, data, num_steps=updates, batch_size=ROWS_PER_UPDATE, seed=0, progress=False)
+        fit = fit_flow_map(
+            flow_map, data, num_steps=updates, batch_size=ROWS_PER_UPDATE, learning_rate=5e-3, seed=0, progress=False
+        )
         row: dict[str, Any] = {"cpu_seconds": clock.process_time() - begin, "nll": fit.validation, "starts": {}}
         for start in STARTS:
             x0 = torch.full((size, 1), start)

@@ -19,8 +19,8 @@ __all__ = [
     "composed_history",
     "direct_history",
     "from_the_start",
+    "history_of",
     "neighbours",
-    "simulated_history",
     "visited_states",
 ]
 
@@ -53,36 +53,14 @@ class ExitHistory:
         return [float(region(states).sum()) / self.size for states in self.survivors]
 
 
-Advance = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""States and the number of a stride to the next states and which of them have exited."""
+def history_of(states: Tensor, exited: Tensor, stride: float, seconds: float) -> ExitHistory:
+    """The history that :func:`visited_states` gave.
 
-
-def _follow(x0: Tensor, advance: Advance, num_strides: int, every: int, stride: float) -> ExitHistory:
-    start, x, kept = clock.process_time(), x0, []
-    for number in range(num_strides):
-        state, exited = advance(x, number)
-        x = state[~exited]
-        if (number + 1) % every == 0:
-            kept.append(x)
-    times = [stride * every * (k + 1) for k in range(len(kept))]
-    return ExitHistory(times, len(x0), kept, clock.process_time() - start)
-
-
-def simulated_history(
-    sde: SDE, x0: Tensor, stride: float, num_strides: int, *, step_size: float, seed: int
-) -> ExitHistory:
-    """Monte Carlo.
-
-    :param x0: ``(n, d)``.
-    :param stride: time between two looks.
-    :param step_size: of the simulation.
+    :param seconds: that it took.
     """
-
-    def advance(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        result = simulate(sde, x, stride, step_size=step_size, seed=stream_seed(seed, f"stride {number}"))
-        return result.state, result.exited
-
-    return _follow(x0, advance, num_strides, 1, stride)
+    times = [stride * number for number in range(1, len(states))]
+    kept = [x[~gone] for x, gone in zip(states[1:], exited[1:], strict=True)]
+    return ExitHistory(times, states.shape[1], kept, seconds)
 
 
 @torch.no_grad()
@@ -94,8 +72,15 @@ def composed_history(
     :param stride: the time of the map.
     :param every: strides between two looks.
     """
+    begin, x, kept = clock.process_time(), x0, []
     with seeded(seed):
-        return _follow(x0, lambda x, number: _move(flow_map, x, stride), num_strides, every, stride)
+        for number in range(1, num_strides + 1):
+            state, exited = _move(flow_map, x, stride)
+            x = state[~exited]
+            if number % every == 0:
+                kept.append(x)
+    times = [stride * every * number for number in range(1, len(kept) + 1)]
+    return ExitHistory(times, len(x0), kept, clock.process_time() - begin)
 
 
 @torch.no_grad()

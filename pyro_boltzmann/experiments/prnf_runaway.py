@@ -1,7 +1,7 @@
 """Runaway electrons with loss at the edge: a flow map of one short time, applied again and again, and one of all times.
 
-Both learn from trajectories that start in some Maxwellian laws and are asked about others, against Monte Carlo. Brownian
-motion absorbed at both ends, whose law is known, goes the same way.
+Both learn from trajectories that start in some Maxwellian laws and are asked about others, against Monte Carlo.
+Brownian motion absorbed at both ends, whose law is known, goes the same way.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pyro_boltzmann.experiments.exit_histories import (
     composed_history,
     direct_history,
     from_the_start,
+    history_of,
     neighbours,
-    simulated_history,
     visited_states,
 )
 from pyro_boltzmann.experiments.exit_scores import compare_histories, critical_momentum
@@ -64,7 +64,7 @@ class RunawayPlan:
     each: int = 12
     updates: int = 900
     electrons: int = 30_000
-    companion: int = 400
+    companion: int = 1200
     minutes: float = 25.0
 
     def shortened(self, share: float) -> RunawayPlan:
@@ -104,7 +104,7 @@ def run(
     parts = FinishedParts(out / "parts.json", {"seed": seed, "plan": str(plan), "electrons": electrons})
     work = _Work(plan, seed, electrons, out, parts, progress)
     with one_thread():
-        jobs: dict[str, Callable[[], dict[str, Any]]] = {"data": work.draw_data}
+        jobs: dict[str, Callable[[], dict[str, Any]]] = {"data": work.draw_data, "simulation": work.simulate}
         jobs |= {name: partial(work.train, name) for name in ("composed", "direct")}
         jobs |= {f"width {width}": partial(work.compare, width) for width in TEST_WIDTHS}
         for name, job in tqdm(jobs.items(), disable=not progress):
@@ -182,22 +182,42 @@ class _Work:
             found[name].eval()
         return found
 
+    def simulate(self) -> dict[str, Any]:
+        """Monte Carlo of all test laws at once, kept in a file."""
+        begin = clock.process_time()
+        x0 = torch.cat([self.start("simulation", width) for width in TEST_WIDTHS])
+        look = STRIDE * LOOK_EVERY
+        seed = stream_seed(self.seed, "simulation")
+        states, exited = visited_states(self.sde, x0, look, NUM_STRIDES // LOOK_EVERY, step_size=STEP, seed=seed)
+        save_checkpoint(self.out / "simulation.safetensors", {"states": states, "exited": exited}, {})
+        return {"cpu_seconds": clock.process_time() - begin}
+
+    def start(self, purpose: str, width: float) -> Tensor:
+        """Initial states, others for each purpose."""
+        with seeded(stream_seed(self.seed, f"{purpose} {width}")):
+            return runaway_initial(width).sample((self.electrons,))
+
     def compare(self, width: float) -> dict[str, Any]:
         """All ways to the history of a law, from initial states of their own."""
-        law, n = runaway_initial(width), self.electrons
-
-        def start(purpose: str) -> Tensor:
-            with seeded(stream_seed(self.seed, f"{purpose} {width}")):
-                return law.sample((n,))
-
-        look = STRIDE * LOOK_EVERY
-        looks = NUM_STRIDES // LOOK_EVERY
-        seeds = {name: stream_seed(self.seed, f"{name} noise {width}") for name in ("simulation", *self.maps)}
-        truth = simulated_history(self.sde, start("simulation"), look, looks, step_size=STEP, seed=seeds["simulation"])
+        found = load_checkpoint(self.out / "simulation.safetensors")[0]
+        number = TEST_WIDTHS.index(width)
+        rows = slice(number * self.electrons, (number + 1) * self.electrons)
+        seconds = self.parts.parts["simulation"]["cpu_seconds"] / len(TEST_WIDTHS)
+        truth = history_of(found["states"][:, rows], found["exited"][:, rows], STRIDE * LOOK_EVERY, seconds)
         composed = composed_history(
-            self.maps["composed"], start("composed"), STRIDE, NUM_STRIDES, every=LOOK_EVERY, seed=seeds["composed"]
+            self.maps["composed"],
+            self.start("composed", width),
+            STRIDE,
+            NUM_STRIDES,
+            every=LOOK_EVERY,
+            seed=stream_seed(self.seed, f"composed noise {width}"),
         )
-        direct = direct_history(self.maps["direct"], start("direct"), truth.times, seed=seeds["direct"])
+        direct = direct_history(
+            self.maps["direct"],
+            self.start("direct", width),
+            truth.times,
+            seed=stream_seed(self.seed, f"direct noise {width}"),
+        )
         return compare_histories(truth, {"composed": composed, "direct": direct}, critical_momentum())
 
 
