@@ -62,12 +62,11 @@ def run_companion(*, updates: int, size: int, seed: int) -> dict[str, Any]:
         begin = clock.process_time()
         with seeded(stream_seed(seed, f"companion {name}")):
             flow_map = FlowMap.for_sde(system.sde, times, drift=None, width=48, coupling_width=48, num_bins=16)
-        data = draw_absorbed(
-            law, times, min(MOST_PAIRS, ROWS_PER_UPDATE * updates + 4000), stream_seed(seed, f"{name} data")
-        )
-        fit = fit_flow_map(
-            flow_map, data, num_steps=updates, batch_size=ROWS_PER_UPDATE, learning_rate=5e-3, seed=0, progress=False
-        )
+        number = min(MOST_PAIRS, ROWS_PER_UPDATE * updates + 4000)
+        data = draw_absorbed(law, times, number, stream_seed(seed, f"{name} data"))
+        settings: dict[str, Any] = {"num_steps": updates, "batch_size": ROWS_PER_UPDATE, "learning_rate": 5e-3}
+        fit = fit_flow_map(flow_map, data, seed=0, progress=False, **settings)
+        flow_map.recentre(draw_absorbed(law, times, number, stream_seed(seed, f"{name} more data")))
         row: dict[str, Any] = {"cpu_seconds": clock.process_time() - begin, "nll": fit.validation, "starts": {}}
         for start in STARTS:
             x0 = torch.full((size, 1), start)

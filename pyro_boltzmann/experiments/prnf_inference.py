@@ -51,10 +51,10 @@ def run(
     Whatever is finished is kept.
 
     :param minutes: shorten everything in proportion.
-    :param num_samples: draws of NUTS.
+    :param num_samples: weighted draws of each guide.
     """
     share = min(1.0, (minutes or FULL_MINUTES) / FULL_MINUTES)
-    count = num_samples or max(8, round(NUTS_SAMPLES * share))
+    count = num_samples or max(400, round(GUIDE_SAMPLES * share))
     out.mkdir(parents=True, exist_ok=True)
     parts = FinishedParts(out / "parts.json", {"seed": seed, "share": share, "num_samples": count})
     with one_thread():
@@ -131,7 +131,9 @@ class _Work:
         kernel = NUTS(self.program(way), max_tree_depth=depth, init_strategy=init_to_median(num_samples=50))
         with warnings.catch_warnings(), seeded(stream_seed(self.seed, f"{self.name} {way} NUTS")):
             warnings.simplefilter("ignore", OutsideDomainWarning)
-            mcmc = MCMC(kernel, self.count, warmup_steps=self.part(NUTS_WARMUP, 8), disable_progbar=True)
+            mcmc = MCMC(
+                kernel, self.part(NUTS_SAMPLES, 8), warmup_steps=self.part(NUTS_WARMUP, 8), disable_progbar=True
+            )
             mcmc.run(self.observed)
         draws = mcmc.get_samples()
         values = torch.cat([draws["source"], draws["width"].unsqueeze(-1)], -1).double()
@@ -164,9 +166,7 @@ class _Work:
                 seed=seed,
                 progress=False,
             )
-            draws = importance_sample(
-                program, guide, self.observed, num_samples=self.part(GUIDE_SAMPLES, 400), seed=seed
-            )
+            draws = importance_sample(program, guide, self.observed, num_samples=self.count, seed=seed)
         seconds = clock.process_time() - begin
         values = torch.cat(
             [draws.samples["source"].reshape(-1, self.problem.dim), draws.samples["width"].reshape(-1, 1)], -1

@@ -49,6 +49,7 @@ class Start(NamedTuple):
     :ivar embedding: ``(*batch, width)``.
     :ivar terms: of the couplings.
     :ivar ratios: distances to absorbing ends in units of the noise, ``(*batch, K)``; ``None`` without diffusion.
+    :ivar centre: mean of the latent, ``(*batch, d)``; zero unless :meth:`FlowMapBase.recentre` was called.
     """
 
     x0: Tensor
@@ -58,12 +59,15 @@ class Start(NamedTuple):
     embedding: Tensor
     terms: list[Tensor]
     ratios: Tensor | None = None
+    centre: Tensor | float = 0.0
 
 
 class FlowMapBase(nn.Module):
     """The parts of a :class:`FlowMap`, which documents the settings."""
 
     scale_unit: Tensor
+    centre_slope: Tensor
+    centre_offset: Tensor
 
     def __init__(
         self,
@@ -132,6 +136,8 @@ class FlowMapBase(nn.Module):
         if any(isinstance(boundary, Absorbing) for boundary in boundaries):
             self.exit = ExitHead(width, 0 if self.local is None else len(self.local.ends))
         self.register_buffer("scale_unit", torch.ones(event_dim))
+        self.register_buffer("centre_slope", torch.zeros(event_dim, width))
+        self.register_buffer("centre_offset", torch.zeros(event_dim))
 
     @torch.no_grad()
     def standardise(self, data: Transitions, *, margin: float = 0.02) -> None:
@@ -170,9 +176,40 @@ class FlowMapBase(nn.Module):
         scale, _ = self.lengths(x0, t, params, path)
         linear = features.linear(x0, params, path, scale)[stayed]
         self.couplings.reset()
+        self.centre_slope.zero_()
+        self.centre_offset.zero_()
         self.linear.regress(linear, self.change(data.state, x0)[stayed] / scale[stayed])
         if self.exit is not None and data.exited is not None:
             self.exit.reset((float(data.exited.sum()) + 0.5) / (len(x0) + 1.0))
+
+    @torch.no_grad()
+    def recentre(self, data: Transitions, *, ridge: float = 1e-6) -> None:
+        r"""Remove what a trained map's drift is wrong by: regress its latents on the embedding,
+
+        .. math:: z - (A e(x_0, t, c) + b) \sim \mathcal N(0, I), \qquad
+                  (A, b) = \arg\min \sum_i |z_i - A e_i - b|^2 ,
+
+        for those that have stayed. Stochastic gradients leave small errors of the mean everywhere, which repeated steps
+        add up; this is their least-squares solution over all rows. To be called once, after training, with at least as
+        many rows as training has seen.
+
+        :raises ValueError: if states have several preimages, as with reflecting ends, so that latents are not known.
+        """
+        if not self.walls.is_bijective:
+            raise ValueError("recentre needs states with one preimage each: no reflecting, periodic or clamped ends")
+        x0, t, params = self.arguments(data.x0, data.time, data.params)
+        t, size = t.expand(len(x0)), self.centre_slope.shape[1] + 1
+        gram, moment = x0.new_zeros(size, size).double(), x0.new_zeros(size, self.event_dim).double()
+        stayed = torch.ones_like(t, dtype=torch.bool) if data.exited is None else ~data.exited
+        for rows in stayed.nonzero()[:, 0].split(8192):
+            start = self.unchecked_start(x0[rows], t[rows], None if params is None else params[rows])
+            z, _ = self.base(self.walls.unfold(data.state[rows], start.scale).u[0], start)
+            e = torch.cat([start.embedding, torch.ones_like(z[:, :1])], -1).double()
+            gram, moment = gram + e.T @ e, moment + e.T @ z.double()
+        gram = gram + ridge * gram.diagonal().mean() * torch.eye(size, dtype=gram.dtype, device=gram.device)
+        solution = torch.linalg.solve(gram, moment).to(self.centre_slope)
+        self.centre_slope.add_(solution[:-1].T)
+        self.centre_offset.add_(solution[-1])
 
     def lengths(self, x0: Tensor, t: Tensor, params: Tensor | None, path: Tensor) -> tuple[Tensor, Tensor | None]:
         r"""Diffusion lengths :math:`\delta` ``(*batch, d)``, and ratios as in :class:`Start`.
@@ -211,9 +248,10 @@ class FlowMapBase(nn.Module):
         path = self.path(x0, t, params) if path is None else path
         scale, ratios = self.lengths(x0, t, params, path)
         embedding = self.embed(self.features(x0, t.expand(batch), params, path, scale))
+        centre = embedding @ self.centre_slope.T + self.centre_offset
         # Where one time is for all rows, one matrix is too.
         shift, lower = self.linear.coefficients(self.features.linear(x0, params, path, scale), self.features.time(t))
-        return Start(x0, scale, shift, lower, embedding, self.couplings.context_terms(embedding), ratios)
+        return Start(x0, scale, shift, lower, embedding, self.couplings.context_terms(embedding), ratios, centre)
 
     def arguments(
         self, x0: Tensor, time: float | Tensor, params: Tensor | None
@@ -254,7 +292,7 @@ class FlowMapBase(nn.Module):
 
     def free_state(self, z: Tensor, start: Start) -> Tensor:
         """From the standard normal to u, the state before the walls; ``(*shape, d)``."""
-        w, _ = self.couplings(z, start.terms)
+        w, _ = self.couplings(z + start.centre, start.terms)
         u, _ = self.linear(w, start.shift, start.lower)
         state: Tensor = start.x0 + start.scale * u
         return state
@@ -263,7 +301,7 @@ class FlowMapBase(nn.Module):
         """From u back to the standard normal, with the log-determinant."""
         w, ladj_linear = self.linear.inverse((u - start.x0) / start.scale, start.shift, start.lower)
         z, ladj = self.couplings.inverse(w, start.terms)
-        return z, ladj + ladj_linear - start.scale.log().sum(-1)
+        return z - start.centre, ladj + ladj_linear - start.scale.log().sum(-1)
 
     def free_density(self, u: Tensor, start: Start) -> Tensor:
         """The log-density of u, ``(*shape, d)`` to ``(*shape)``."""
