@@ -31,7 +31,7 @@ def critical_momentum(electrons: RunawayElectrons | None = None) -> float:
 
     def excess(p: float) -> float:
         rates = electrons.collisions.rates(torch.tensor(p, dtype=torch.float64))
-        return electrons.field - float(rates.c_f)
+        return float(electrons.field - rates.c_f)
 
     return float(optimize.brentq(excess, 0.5, 20.0))
 

@@ -142,12 +142,13 @@ def _companion_rows(row: dict[str, Any]) -> dict[str, Metric]:
 
 
 def _worst(deviations: Any) -> float:
-    return max(abs(value) for row in deviations for value in row)
+    return float(max(abs(value) for row in deviations for value in row))
 
 
 def _speed(results: RunawayResults, name: str) -> float:
     """Histories a CPU-second: ten times of each electron."""
-    return results.electrons * len(results.laws) / max(1e-9, sum(law[name]["cpu_seconds"] for law in results.laws))
+    seconds: float = sum(law[name]["cpu_seconds"] for law in results.laws)
+    return results.electrons * len(results.laws) / max(1e-9, seconds)
 
 
 def _failures(rows: dict[str, Metric]) -> list[str]:

@@ -22,6 +22,7 @@ from pyro_boltzmann.sde.pushing import (
     marginal_log_prob,
     push,
 )
+from pyro_boltzmann.sde.recentring import recentre
 from pyro_boltzmann.sde.schemes import SCHEMES, Scheme
 from pyro_boltzmann.sde.simulation import SimulationResult, simulate
 from pyro_boltzmann.sde.training_domain import OutsideDomainWarning, TrainingDomain
@@ -70,5 +71,6 @@ __all__ = [
     "drift_path",
     "marginal_log_prob",
     "push",
+    "recentre",
     "simulate",
 ]

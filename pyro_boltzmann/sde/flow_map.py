@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from pyro_boltzmann.sde.flow_map_base import FlowMapBase
+from pyro_boltzmann.sde.flow_map_base import FlowMapBase, Transitions
 
 if TYPE_CHECKING:
     from pyro_boltzmann.sde.flow_map_program import FlowMapProgram
@@ -147,6 +147,12 @@ class FlowMap(FlowMapBase):
         """Which rows lie outside the training domain, ``(*batch)``."""
         x0, t, params = self.arguments(x0, time, params)
         return self.domain.is_outside(x0, t, params).expand(x0.shape[:-1])
+
+    def recentre(self, data: Transitions) -> None:
+        """Take errors of the mean out of a trained map: see :func:`~pyro_boltzmann.sde.recentring.recentre`."""
+        from pyro_boltzmann.sde.recentring import recentre
+
+        recentre(self, data)
 
     # As Pyro programs and distributions -------------------------------------------------------------------------
 

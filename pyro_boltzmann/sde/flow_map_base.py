@@ -49,7 +49,7 @@ class Start(NamedTuple):
     :ivar embedding: ``(*batch, width)``.
     :ivar terms: of the couplings.
     :ivar ratios: distances to absorbing ends in units of the noise, ``(*batch, K)``; ``None`` without diffusion.
-    :ivar centre: mean of the latent, ``(*batch, d)``; zero unless :meth:`FlowMapBase.recentre` was called.
+    :ivar centre: mean of the latent, ``(*batch, d)``; zero unless :meth:`FlowMap.recentre` was called.
     """
 
     x0: Tensor
@@ -182,35 +182,6 @@ class FlowMapBase(nn.Module):
         if self.exit is not None and data.exited is not None:
             self.exit.reset((float(data.exited.sum()) + 0.5) / (len(x0) + 1.0))
 
-    @torch.no_grad()
-    def recentre(self, data: Transitions, *, ridge: float = 1e-6) -> None:
-        r"""Remove what a trained map's drift is wrong by: regress its latents on the embedding,
-
-        .. math:: z - (A e(x_0, t, c) + b) \sim \mathcal N(0, I), \qquad
-                  (A, b) = \arg\min \sum_i |z_i - A e_i - b|^2 ,
-
-        for those that have stayed. Stochastic gradients leave small errors of the mean everywhere, which repeated steps
-        add up; this is their least-squares solution over all rows. To be called once, after training, with at least as
-        many rows as training has seen.
-
-        :raises ValueError: if states have several preimages, as with reflecting ends, so that latents are not known.
-        """
-        if not self.walls.is_bijective:
-            raise ValueError("recentre needs states with one preimage each: no reflecting, periodic or clamped ends")
-        x0, t, params = self.arguments(data.x0, data.time, data.params)
-        t, size = t.expand(len(x0)), self.centre_slope.shape[1] + 1
-        gram, moment = x0.new_zeros(size, size).double(), x0.new_zeros(size, self.event_dim).double()
-        stayed = torch.ones_like(t, dtype=torch.bool) if data.exited is None else ~data.exited
-        for rows in stayed.nonzero()[:, 0].split(8192):
-            start = self.unchecked_start(x0[rows], t[rows], None if params is None else params[rows])
-            z, _ = self.base(self.walls.unfold(data.state[rows], start.scale).u[0], start)
-            e = torch.cat([start.embedding, torch.ones_like(z[:, :1])], -1).double()
-            gram, moment = gram + e.T @ e, moment + e.T @ z.double()
-        gram = gram + ridge * gram.diagonal().mean() * torch.eye(size, dtype=gram.dtype, device=gram.device)
-        solution = torch.linalg.solve(gram, moment).to(self.centre_slope)
-        self.centre_slope.add_(solution[:-1].T)
-        self.centre_offset.add_(solution[-1])
-
     def lengths(self, x0: Tensor, t: Tensor, params: Tensor | None, path: Tensor) -> tuple[Tensor, Tensor | None]:
         r"""Diffusion lengths :math:`\delta` ``(*batch, d)``, and ratios as in :class:`Start`.
 
@@ -220,7 +191,8 @@ class FlowMapBase(nn.Module):
         whole = self.scale_unit * (t / self.times[1]).sqrt().unsqueeze(-1)
         if self.local is None:
             return whole.expand(x0.shape), None
-        return self.local(x0, t.expand(x0.shape[:-1]), params, path, whole)
+        local: tuple[Tensor, Tensor] = self.local(x0, t.expand(x0.shape[:-1]), params, path, whole)
+        return local
 
     def change(self, y: Tensor, x0: Tensor) -> Tensor:
         """From the initial to the final state, the short way round where states are wrapped."""
