@@ -25,7 +25,7 @@ def critical_momentum(electrons: RunawayElectrons | None = None) -> float:
     """The momentum above which the field is stronger than the drag on electrons that move along it.
 
     >>> round(critical_momentum(), 2)
-    1.83
+    1.84
     """
     electrons = electrons or RunawayElectrons()
 

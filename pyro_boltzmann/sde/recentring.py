@@ -42,8 +42,8 @@ def recentre(flow_map: FlowMap, data: Transitions, *, ridge: float = 1e-6) -> No
     """
     if not flow_map.walls.is_bijective:
         raise ValueError(
-            "recentre needs states with one preimage each, and this map has reflecting, periodic or clamped ends; leave "
-            "it out"
+            "recentre needs states with one preimage each, and this map has reflecting, periodic or clamped ends; "
+            "use the map as it was trained"
         )
     x0, t, params = flow_map.arguments(data.x0, data.time, data.params)
     t, size = t.expand(len(x0)), flow_map.centre_slope.shape[1] + 1
