@@ -24,7 +24,7 @@ __all__ = [
     "visited_states",
 ]
 
-BLOCK = 50_000
+BLOCK = 16_384
 """Rows that a flow map moves at a time."""
 
 

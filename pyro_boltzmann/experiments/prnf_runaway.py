@@ -53,7 +53,7 @@ class RunawayPlan:
     :ivar trajectories: to train on; each gives transitions over one stride and over many.
     :ivar broad: states all over the domain, each followed for one stride.
     :ivar each: random times of each trajectory for the map of all times.
-    :ivar updates: of each map.
+    :ivar updates: of the map of a short time, and ``direct`` of that of all times.
     :ivar electrons: of each test law, for Monte Carlo and for each map.
     :ivar companion: updates of each map of absorbed Brownian motion.
     :ivar minutes: of an idle core for all of it.
@@ -62,7 +62,8 @@ class RunawayPlan:
     trajectories: int = 40_000
     broad: int = 400_000
     each: int = 12
-    updates: int = 900
+    updates: int = 1500
+    direct: int = 1800
     electrons: int = 30_000
     companion: int = 1200
     minutes: float = 25.0
@@ -77,7 +78,8 @@ class RunawayPlan:
             part(self.trajectories, 300),
             part(self.broad, 1000),
             self.each,
-            part(self.updates, 15),
+            part(self.updates, 12),
+            part(self.direct, 12),
             part(self.electrons, 300),
             part(self.companion, 15),
             self.minutes,
@@ -151,7 +153,8 @@ class _Work:
         """Untrained."""
         with seeded(stream_seed(self.seed, f"weights {name}")):
             if name == "composed":
-                return FlowMap.for_sde(self.sde, STRIDE, drift_steps=2, width=64, coupling_width=48)
+                # Over short times one round of couplings is enough.
+                return FlowMap.for_sde(self.sde, STRIDE, drift_steps=2, width=64, coupling_width=48, num_layers=3)
             # Over long times the deterministic path is no guide, and its stiff drift would need many steps.
             times = (STRIDE, STRIDE * NUM_STRIDES)
             return FlowMap.for_sde(self.sde, times, drift=None, width=96, coupling_width=64)
@@ -159,13 +162,14 @@ class _Work:
     def train(self, name: str) -> dict[str, Any]:
         """Fit a map and keep it."""
         flow_map = self.flow_map(name)
+        updates = self.plan.updates if name == "composed" else self.plan.direct
         result = fit_flow_map(
             flow_map,
             TransitionData.load(self.out / f"{name}-data.safetensors"),
-            num_steps=self.plan.updates,
+            num_steps=updates,
             batch_size=2048,
             max_validation=10_000,
-            validate_every=max(8, self.plan.updates // 12),
+            validate_every=max(8, updates // 12),
             checkpoint=self.out / f"{name}-checkpoint.safetensors",
             seed=stream_seed(self.seed, f"fit {name}"),
             progress=self.progress,

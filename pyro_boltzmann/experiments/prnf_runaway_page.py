@@ -223,8 +223,9 @@ one flow map of the time 0.2, applied 100 times; `direct` is a map of all times 
 conditional spline couplings with a head for the exit that starts from the odds of Brownian motion with the local
 diffusion. They learned from {plan.trajectories:,} trajectories, three in four from Maxwellians of widths 0.5, 0.7, 0.9,
 1.1, 1.4 and 1.8 and the others from all over [0.5, 5], and `composed` from {plan.broad:,} transitions from all over the
-domain too, in {plan.updates} updates of 2,048 rows. They are asked about the widths {widths}, against Euler-Maruyama
-with steps of 0.005. Each way draws {results.electrons:,} electrons of its own for each law and looks at ten times.
+domain too, in {plan.updates} and {plan.direct} updates of 2,048 rows. They are asked about the widths {widths}, against
+Euler-Maruyama with steps of 0.005. Each way draws {results.electrons:,} electrons of its own for each law and looks at
+ten times.
 
 `exit_deviation` and `runaway_deviation` are the largest deviations of the shares lost, and of those inside with
 p > {results.critical:.2f}, from Monte Carlo over laws and times, in standard errors of the difference; the limit is
