@@ -33,6 +33,8 @@ EXPERIMENTS: dict[str, str] = {
     "bendem-lj55": "pyro_boltzmann.experiments.bendem:LJ55",
     "equivariant-dw2": "pyro_boltzmann.experiments.equivariant:DW2",
     "equivariant-dw4": "pyro_boltzmann.experiments.equivariant:DW4",
+    "prnf-runaway": "pyro_boltzmann.experiments.prnf_runaway",
+    "prnf-inference": "pyro_boltzmann.experiments.prnf_inference",
     "equivariant-lj13": "pyro_boltzmann.experiments.equivariant_cluster:LJ13",
     "prnf-brownian": "pyro_boltzmann.experiments.prnf_brownian",
     "prnf-ou": "pyro_boltzmann.experiments.prnf_ou",

@@ -1,10 +1,11 @@
 """Inference: objectives, training, importance sampling, tempered reference samplers."""
 
 from pyro_boltzmann.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyro_boltzmann.infer.conditional_fit import ConditionalFit
 from pyro_boltzmann.infer.fit import FitResult, Phase, fit
-from pyro_boltzmann.infer.fit_conditional import ConditionalFit, fit_conditional
+from pyro_boltzmann.infer.fit_conditional import fit_conditional
 from pyro_boltzmann.infer.fit_flow_map import fit_flow_map
-from pyro_boltzmann.infer.flow_map_run import FlowMapFit, flow_map_loss
+from pyro_boltzmann.infer.flow_map_loss import flow_map_loss
 from pyro_boltzmann.infer.importance import importance_sample
 from pyro_boltzmann.infer.minima import Minima, find_minima
 from pyro_boltzmann.infer.muon import MuonAdam
@@ -33,7 +34,6 @@ __all__ = [
     "DenoisingObjective",
     "EnDEM",
     "FitResult",
-    "FlowMapFit",
     "FlowMatching",
     "ForwardKL",
     "LogVariance",

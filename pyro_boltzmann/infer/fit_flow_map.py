@@ -1,22 +1,27 @@
-"""Train a flow map on ends of trajectories: true epochs, early stopping on rows held back, exact resume."""
+"""Train a flow map on ends of trajectories by maximum likelihood."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from pyro_boltzmann.exceptions import ShapeError
-from pyro_boltzmann.infer.checkpoint import load_checkpoint
-from pyro_boltzmann.infer.flow_map_run import CHUNK, FlowMapFit, FlowMapRun, TransitionRows
+from pyro_boltzmann.infer.conditional_fit import ConditionalFit
+from pyro_boltzmann.infer.conditional_run import Columns, ConditionalRun
+from pyro_boltzmann.infer.flow_map_loss import TransitionRows, flow_map_loss
 from pyro_boltzmann.infer.randomness import seeded
 from pyro_boltzmann.sde.flow_map import FlowMap
 from pyro_boltzmann.sde.flow_map_base import Transitions
 
 __all__ = ["fit_flow_map"]
+
+CHUNK = 8192
+"""Rows that are scored at a time."""
+_WARM_UP = 50
+_LEAST_RATE = 0.003
 
 
 def fit_flow_map(
@@ -38,7 +43,7 @@ def fit_flow_map(
     resume: bool = True,
     seed: int = 0,
     progress: bool = True,
-) -> FlowMapFit:
+) -> ConditionalFit:
     r"""Fit a :class:`~pyro_boltzmann.sde.FlowMap` by maximum likelihood (:func:`flow_map_loss`).
 
     A share of the rows is held back. The others first give the map its constants (:meth:`FlowMap.standardise`: scales,
@@ -67,7 +72,7 @@ def fit_flow_map(
     :param progress: whether to show a bar.
     :raises ShapeError: if the data do not fit the map.
     :raises ValueError: if settings are out of range, or data are not finite.
-    :raises SolverError: if the loss is not finite time after time.
+    :raises SolverError: if 50 updates in a row have no finite loss and gradient.
     :raises CheckpointError: if the checkpoint is of another run.
 
     >>> from types import SimpleNamespace
@@ -81,27 +86,46 @@ def fit_flow_map(
     rows = _checked(flow_map, data)
     order = torch.randperm(len(rows.x0), generator=Generator().manual_seed(seed))
     held = min(max(1, round(validation * len(order))), max_validation)
-    kept, shown = rows.take(order[:held]), rows.take(order[max(held, round(validation * len(order))) :])
-    settings = {
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "validation": held,
-        "validate_every": validate_every,
-        "clip_norm": clip_norm,
-        "seed": seed,
-        "data": _fingerprint(rows),
-    }
+    kept, shown = order[:held], order[max(held, round(validation * len(order))) :]
+
+    def rate(step: int, epoch: int) -> float:
+        """A warm-up, then half a cosine down to a small share."""
+        falling = _LEAST_RATE + (1.0 - _LEAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / num_steps)))
+        return learning_rate * min(1.0, (step + 1) / _WARM_UP) * falling
+
+    def loss(columns: Columns) -> Tensor:
+        return flow_map_loss(flow_map, *columns)  # type: ignore[arg-type]
+
     with seeded(seed):
-        flow_map.standardise(shown)
+        flow_map.standardise(TransitionRows(*(None if column is None else column[shown] for column in rows)))  # type: ignore[arg-type]
         flow_map.domain.observe(rows.x0, rows.time, rows.params)
-        run = FlowMapRun(flow_map, shown, kept, settings)
-        file = None if checkpoint is None else Path(checkpoint)
-        if file is not None and resume and file.exists():
-            run.restore(*load_checkpoint(file), file)
-        run.train(patience, math.inf if max_seconds is None else max_seconds, file, checkpoint_every, progress)
-    return run.result
+        run = ConditionalRun(
+            flow_map,
+            loss,
+            rows,
+            kept,
+            shown,
+            order_seed=seed,
+            settings={"learning_rate": learning_rate, "validate_every": validate_every, "seed": seed},
+            rate=rate,
+            batch_size=batch_size,
+            look_size=CHUNK,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            undecayed=list(flow_map.linear.parameters()),
+            has_baseline=True,
+        )
+        return run.train(
+            num_steps,
+            validate_every,
+            patience=patience,
+            max_seconds=max_seconds,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=progress,
+            name="flow map",
+        )
 
 
 def _checked(flow_map: FlowMap, data: Transitions) -> TransitionRows:
@@ -145,11 +169,3 @@ def _check_settings(
         )
     if not 0.0 < validation < 1.0:
         raise ValueError(f"validation is the share of rows to hold back, between 0 and 1, got {validation}")
-
-
-def _fingerprint(rows: TransitionRows) -> str:
-    digest = hashlib.sha256()
-    for column in rows:
-        if column is not None:
-            digest.update(column.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -5,12 +5,14 @@ from pyro_boltzmann.sde.boundaries import Absorbing, Boundary, Clamped, Periodic
 from pyro_boltzmann.sde.drift_path import drift_path
 from pyro_boltzmann.sde.equation import SDE
 from pyro_boltzmann.sde.exact import BrownianTransition, GaussianTransition, OrnsteinUhlenbeckTransition
+from pyro_boltzmann.sde.exit_head import ExitHead, crossing_logit
 from pyro_boltzmann.sde.flow_map import FlowMap, Mass, RoundTrip
 from pyro_boltzmann.sde.flow_map_base import Transitions
 from pyro_boltzmann.sde.flow_map_program import FlowMapProgram
 from pyro_boltzmann.sde.flow_map_transition import FlowMapTransition
 from pyro_boltzmann.sde.laws import MaxwellianMomentum, ProductLaw, TruncatedNormal
 from pyro_boltzmann.sde.linear_path import LinearPath
+from pyro_boltzmann.sde.local_scale import LocalScale
 from pyro_boltzmann.sde.program import SDEProgram
 from pyro_boltzmann.sde.pushing import (
     ChapmanKolmogorov,
@@ -20,6 +22,7 @@ from pyro_boltzmann.sde.pushing import (
     marginal_log_prob,
     push,
 )
+from pyro_boltzmann.sde.recentring import recentre
 from pyro_boltzmann.sde.schemes import SCHEMES, Scheme
 from pyro_boltzmann.sde.simulation import SimulationResult, simulate
 from pyro_boltzmann.sde.training_domain import OutsideDomainWarning, TrainingDomain
@@ -36,11 +39,13 @@ __all__ = [
     "BrownianTransition",
     "ChapmanKolmogorov",
     "Clamped",
+    "ExitHead",
     "FlowMap",
     "FlowMapProgram",
     "FlowMapTransition",
     "GaussianTransition",
     "LinearPath",
+    "LocalScale",
     "MarginalLogProb",
     "Mass",
     "MaxwellianMomentum",
@@ -61,9 +66,11 @@ __all__ = [
     "TruncatedNormal",
     "Walls",
     "chapman_kolmogorov",
+    "crossing_logit",
     "draw_transitions",
     "drift_path",
     "marginal_log_prob",
     "push",
+    "recentre",
     "simulate",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from pyro_boltzmann.sde.flow_map_base import FlowMapBase
+from pyro_boltzmann.sde.flow_map_base import FlowMapBase, Transitions
 
 if TYPE_CHECKING:
     from pyro_boltzmann.sde.flow_map_program import FlowMapProgram
@@ -45,9 +45,9 @@ class FlowMap(FlowMapBase):
     :math:`\mu` is affine in :math:`x_0`, c and, if the drift is given, points of its deterministic flow
     (:class:`LinearPath`: exact for Gaussian laws, and for short times), F is a chain of
     :class:`~pyro_boltzmann.transforms.SplineCouplings`, the identity at first, and *fold* brings the result into the
-    domain (:class:`Walls`). So the density is normalised and positive, and samples and density are those of one law.
-    Where trajectories end on absorbing boundaries, a second head gives :math:`P(\text{exit} \mid x_0, t, c)`, and y is
-    the state of the survivors.
+    domain (:class:`Walls`). With the diffusion, :math:`\delta` is local. So the density is normalised and positive,
+    and samples and density are those of one law. Where trajectories end on absorbing boundaries, a second head gives
+    :math:`P(\text{exit} \mid x_0, t, c)`, and y is the state of the survivors.
 
     Train it with :func:`~pyro_boltzmann.infer.fit_flow_map`. Questions outside the ranges of the training data are
     refused; with ``outside="warn"`` they are answered with an :class:`OutsideDomainWarning`, and :meth:`is_outside`
@@ -56,6 +56,9 @@ class FlowMap(FlowMapBase):
     :param event_dim: the dimension d of the state.
     :param time: the time of all transitions, or ``(low, high)`` for a map of every time in between.
     :param drift: ``drift(x)``, or ``drift(x, c)`` with ``param_dim > 0``; a module's parameters are not trained.
+    :param diffusion: a number, ``(d,)``, ``(d, d)`` or a function like the drift. Where it is given, the widths
+        :math:`\delta` follow it (:class:`LocalScale`), and the exit head starts from the odds of Brownian motion
+        (:class:`ExitHead`).
     :param boundaries: of the SDE.
     :param periods: for each coordinate, the period of the *law of the increment* as a function of :math:`x_0`, or
         ``None``: for periodic drifts whose states are not wrapped. Coordinates with a :class:`Periodic` boundary have
@@ -84,12 +87,15 @@ class FlowMap(FlowMapBase):
 
     @classmethod
     def for_sde(cls, sde: Any, time: float | tuple[float, float], **settings: Any) -> FlowMap:
-        """A map for an equation, with its dimension, drift, boundaries and parameters.
+        """A map for an equation, with its dimension, drift, boundaries and parameters; with its diffusion where that
+        depends on the state or trajectories are absorbed.
 
         :param sde: an :class:`~pyro_boltzmann.sde.SDE`.
         :param settings: the others of :class:`FlowMap`, or replacements, such as ``drift=None``.
         """
         of_sde = {"drift": sde.drift, "boundaries": sde.boundaries, "param_dim": sde.param_dim}
+        if callable(sde.diffusion) or sde.absorbing:
+            of_sde["diffusion"] = sde.diffusion
         return cls(sde.event_dim, time, **{**of_sde, **settings})
 
     def log_prob(self, y: Tensor, x0: Tensor, time: float | Tensor, params: Tensor | None = None) -> Tensor:
@@ -141,6 +147,12 @@ class FlowMap(FlowMapBase):
         """Which rows lie outside the training domain, ``(*batch)``."""
         x0, t, params = self.arguments(x0, time, params)
         return self.domain.is_outside(x0, t, params).expand(x0.shape[:-1])
+
+    def recentre(self, data: Transitions) -> None:
+        """Take errors of the mean out of a trained map: see :func:`~pyro_boltzmann.sde.recentring.recentre`."""
+        from pyro_boltzmann.sde.recentring import recentre
+
+        recentre(self, data)
 
     # As Pyro programs and distributions -------------------------------------------------------------------------
 

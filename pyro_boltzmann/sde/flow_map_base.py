@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.sde.boundaries import Absorbing, Boundary, Periodic
 from pyro_boltzmann.sde.drift_path import drift_path, marked_steps
+from pyro_boltzmann.sde.exit_head import ExitHead
 from pyro_boltzmann.sde.linear_path import LinearPath
+from pyro_boltzmann.sde.local_scale import LocalScale
 from pyro_boltzmann.sde.start_features import StartFeatures, TimeFeatures
 from pyro_boltzmann.sde.training_domain import TrainingDomain
 from pyro_boltzmann.sde.walls import Walls
@@ -46,6 +48,8 @@ class Start(NamedTuple):
     :ivar lower: of the linear path, ``(*batch, d, d)`` or ``(d, d)``.
     :ivar embedding: ``(*batch, width)``.
     :ivar terms: of the couplings.
+    :ivar ratios: distances to absorbing ends in units of the noise, ``(*batch, K)``; ``None`` without diffusion.
+    :ivar centre: mean of the latent, ``(*batch, d)``; zero unless :meth:`FlowMap.recentre` was called.
     """
 
     x0: Tensor
@@ -54,12 +58,16 @@ class Start(NamedTuple):
     lower: Tensor
     embedding: Tensor
     terms: list[Tensor]
+    ratios: Tensor | None = None
+    centre: Tensor | float = 0.0
 
 
 class FlowMapBase(nn.Module):
     """The parts of a :class:`FlowMap`, which documents the settings."""
 
     scale_unit: Tensor
+    centre_slope: Tensor
+    centre_offset: Tensor
 
     def __init__(
         self,
@@ -67,6 +75,7 @@ class FlowMapBase(nn.Module):
         time: float | tuple[float, float],
         *,
         drift: Callable[..., Tensor] | None = None,
+        diffusion: float | Tensor | Callable[..., Tensor] | None = None,
         boundaries: Sequence[Boundary] = (),
         periods: Sequence[float | None] | None = None,
         param_dim: int = 0,
@@ -95,6 +104,10 @@ class FlowMapBase(nn.Module):
         self.drift_steps = drift_steps
         self._drift = (drift,)  # a tuple keeps a module out of the module tree
         self.walls = Walls(boundaries, event_dim, num_images=num_images)
+        marks = [] if drift is None else marked_steps(drift_steps)
+        self.local: LocalScale | None = None
+        if diffusion is not None:
+            self.local = LocalScale(diffusion, event_dim, self.walls, [mark / drift_steps for mark in marks])
         self.periods = _periods(periods, boundaries, event_dim)
         time_features = TimeFeatures(longest, is_fixed=shortest == longest)
         self.features = StartFeatures(
@@ -104,7 +117,7 @@ class FlowMapBase(nn.Module):
             time_features,
             param_dim=param_dim,
             harmonics=harmonics,
-            num_points=0 if drift is None else len(marked_steps(drift_steps)),
+            num_points=len(marks),
         )
         periodic = [i for i, period in enumerate(self.periods) if period is not None]
         self.domain = TrainingDomain(event_dim, self.times, param_dim, periodic)
@@ -119,10 +132,12 @@ class FlowMapBase(nn.Module):
         self.couplings = SplineCouplings(
             event_dim, width, num_layers=num_layers, width=coupling_width, num_bins=num_bins, dropout=dropout
         )
-        self.exit: nn.Sequential | None = None
+        self.exit: ExitHead | None = None
         if any(isinstance(boundary, Absorbing) for boundary in boundaries):
-            self.exit = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+            self.exit = ExitHead(width, 0 if self.local is None else len(self.local.ends))
         self.register_buffer("scale_unit", torch.ones(event_dim))
+        self.register_buffer("centre_slope", torch.zeros(event_dim, width))
+        self.register_buffer("centre_offset", torch.zeros(event_dim))
 
     @torch.no_grad()
     def standardise(self, data: Transitions, *, margin: float = 0.02) -> None:
@@ -155,18 +170,29 @@ class FlowMapBase(nn.Module):
         root = (t / self.times[1]).sqrt().unsqueeze(-1).expand(len(x0), 1)
         change = self.change(data.state, x0)[stayed] / root[stayed]
         self.scale_unit.copy_(_positive_std(change))
-        linear = features.linear(x0, params, self.path(x0, t, params), self.scale(t).expand(x0.shape))[stayed]
+        path = self.path(x0, t, params)
+        if self.local is not None:
+            self.local.observe(x0, t, params, path)
+        scale, _ = self.lengths(x0, t, params, path)
+        linear = features.linear(x0, params, path, scale)[stayed]
         self.couplings.reset()
-        self.linear.regress(linear, change / self.scale_unit)
+        self.centre_slope.zero_()
+        self.centre_offset.zero_()
+        self.linear.regress(linear, self.change(data.state, x0)[stayed] / scale[stayed])
         if self.exit is not None and data.exited is not None:
-            share = (data.exited.double().mean() * len(x0) + 0.5) / (len(x0) + 1.0)
-            last = self.exit[-1]
-            assert isinstance(last, nn.Linear)
-            last.bias.fill_(float(share.logit()))
+            self.exit.reset((float(data.exited.sum()) + 0.5) / (len(x0) + 1.0))
 
-    def scale(self, t: Tensor) -> Tensor:
-        """Diffusion lengths at times ``()`` or ``(*batch)``, with a last dimension d."""
-        return self.scale_unit * (t / self.times[1]).sqrt().unsqueeze(-1)
+    def lengths(self, x0: Tensor, t: Tensor, params: Tensor | None, path: Tensor) -> tuple[Tensor, Tensor | None]:
+        r"""Diffusion lengths :math:`\delta` ``(*batch, d)``, and ratios as in :class:`Start`.
+
+        Without a diffusion, :math:`\delta = \delta_{\bar t} \sqrt{t / \bar t}`, the standard deviation of the
+        increments of the data; with one, that of the noise along the path, where it is less (:class:`LocalScale`).
+        """
+        whole = self.scale_unit * (t / self.times[1]).sqrt().unsqueeze(-1)
+        if self.local is None:
+            return whole.expand(x0.shape), None
+        local: tuple[Tensor, Tensor] = self.local(x0, t.expand(x0.shape[:-1]), params, path, whole)
+        return local
 
     def change(self, y: Tensor, x0: Tensor) -> Tensor:
         """From the initial to the final state, the short way round where states are wrapped."""
@@ -191,12 +217,13 @@ class FlowMapBase(nn.Module):
     def unchecked_start(self, x0: Tensor, t: Tensor, params: Tensor | None, path: Tensor | None = None) -> Start:
         """The same for what :meth:`arguments` returned; ``path`` saves the deterministic flow."""
         batch = x0.shape[:-1]
-        scale = self.scale(t).expand(x0.shape)
         path = self.path(x0, t, params) if path is None else path
+        scale, ratios = self.lengths(x0, t, params, path)
         embedding = self.embed(self.features(x0, t.expand(batch), params, path, scale))
+        centre = embedding @ self.centre_slope.T + self.centre_offset
         # Where one time is for all rows, one matrix is too.
         shift, lower = self.linear.coefficients(self.features.linear(x0, params, path, scale), self.features.time(t))
-        return Start(x0, scale, shift, lower, embedding, self.couplings.context_terms(embedding))
+        return Start(x0, scale, shift, lower, embedding, self.couplings.context_terms(embedding), ratios, centre)
 
     def arguments(
         self, x0: Tensor, time: float | Tensor, params: Tensor | None
@@ -237,7 +264,7 @@ class FlowMapBase(nn.Module):
 
     def free_state(self, z: Tensor, start: Start) -> Tensor:
         """From the standard normal to u, the state before the walls; ``(*shape, d)``."""
-        w, _ = self.couplings(z, start.terms)
+        w, _ = self.couplings(z + start.centre, start.terms)
         u, _ = self.linear(w, start.shift, start.lower)
         state: Tensor = start.x0 + start.scale * u
         return state
@@ -246,7 +273,7 @@ class FlowMapBase(nn.Module):
         """From u back to the standard normal, with the log-determinant."""
         w, ladj_linear = self.linear.inverse((u - start.x0) / start.scale, start.shift, start.lower)
         z, ladj = self.couplings.inverse(w, start.terms)
-        return z, ladj + ladj_linear - start.scale.log().sum(-1)
+        return z - start.centre, ladj + ladj_linear - start.scale.log().sum(-1)
 
     def free_density(self, u: Tensor, start: Start) -> Tensor:
         """The log-density of u, ``(*shape, d)`` to ``(*shape)``."""
@@ -268,7 +295,7 @@ class FlowMapBase(nn.Module):
         """Of the exit, ``(*batch)``; minus infinity without absorbing boundaries."""
         if self.exit is None:
             return start.embedding.new_full(start.embedding.shape[:-1], -math.inf)
-        logits: Tensor = self.exit(start.embedding).squeeze(-1)
+        logits: Tensor = self.exit(start.embedding, start.ratios)
         return logits
 
 

@@ -49,7 +49,7 @@ def test_every_row_adds_to_an_epoch_exactly_once():
     train = [row for row in range(103) if row not in held]
     # Means over rows, not over minibatches of different sizes.
     assert result.history["loss"] == pytest.approx([sum(train) / 82] * 3)
-    assert result.history["held_out"] == pytest.approx([sum(held) / 21] * 3)
+    assert result.history["validation"] == pytest.approx([sum(held) / 21] * 3)
 
 
 def test_units_come_from_the_training_rows_alone():
@@ -84,7 +84,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
     other, resumed = small_fit(6, checkpoint=file)
     for name, tensor in flow.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
-    for name in ("loss", "held_out", "epoch"):
+    for name in ("loss", "validation", "epoch"):
         assert result.history[name] == resumed.history[name]
     assert torch.equal(result.held_out, resumed.held_out)
 

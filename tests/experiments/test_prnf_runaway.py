@@ -1,0 +1,112 @@
+"""Histories of ensembles with exits, and their scores, where the truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_boltzmann.experiments.absorbed_companion import draw_absorbed, exact_survivors
+from pyro_boltzmann.experiments.exit_histories import (
+    ExitHistory,
+    composed_history,
+    direct_history,
+    from_the_start,
+    history_of,
+    neighbours,
+    visited_states,
+)
+from pyro_boltzmann.experiments.exit_scores import compare_histories, fraction_deviations
+from pyro_boltzmann.experiments.prnf_runaway import PLAN
+from pyro_boltzmann.sde import AbsorbedBrownianTransition, FlowMap, TransitionData
+from pyro_boltzmann.sde.systems import absorbed_brownian_motion
+
+SIGMAS = 4.5  # two-sided false-alarm rate 7e-6
+
+
+def brownian_states(n: int = 4000, strides: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    x0 = torch.full((n, 1), 1.0)
+    return visited_states(absorbed_brownian_motion().sde, x0, 0.2, strides, step_size=0.05, seed=0)
+
+
+def test_visited_states_have_the_exits_of_the_exact_law() -> None:
+    states, exited = brownian_states()
+    history = history_of(states, exited, 0.2, 1.0)
+    assert history.times == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    law = AbsorbedBrownianTransition(0.0, 6.0)
+    for time, found, number in zip(history.times, history.exits, exited[1:].sum(1), strict=True):
+        p = 1.0 - float(law.survival(torch.tensor([[1.0]]), time))
+        assert abs(found - p) < SIGMAS * math.sqrt(p * (1.0 - p) / 4000)
+        assert found == pytest.approx(float(number) / 4000)
+
+
+def test_exits_are_final_and_their_states_stay() -> None:
+    states, exited = brownian_states(500)
+    assert bool((exited[1:] >= exited[:-1]).all())
+    gone = exited[2]
+    assert bool((states[2:, gone] == states[2, gone]).all())
+
+
+def test_transitions_of_trajectories() -> None:
+    """Neighbours start from those that were still on their way; strides of all lengths start from the start."""
+    states, exited = brownian_states(300)
+    short = neighbours(states, exited, 0.2)
+    assert len(short) == int((~exited[:-1]).sum()) and int(short.exited.sum()) == int(exited[-1].sum())
+    long = from_the_start(states, exited, 0.2, 7, seed=1)
+    assert len(long) == 2100 and bool((long.x0 == 1.0).all())
+    strides = (long.time / 0.2).round().long()
+    assert sorted(strides.unique().tolist()) == [1, 2, 3, 4, 5]
+    rows = torch.arange(300).repeat(7)
+    assert torch.equal(long.state, states[strides, rows]) and torch.equal(long.exited, exited[strides, rows])
+
+
+def standardised(time: float | tuple[float, float]) -> FlowMap:
+    """A map that is the affine fit to absorbed Brownian motion: its exits over short times are exact."""
+    law = AbsorbedBrownianTransition(0.0, 6.0)
+    torch.manual_seed(0)
+    flow_map = FlowMap.for_sde(absorbed_brownian_motion().sde, time, drift=None, width=16, coupling_width=16)
+    flow_map.standardise(draw_absorbed(law, time, 4000, 1))
+    return flow_map.eval()
+
+
+def test_a_step_of_a_map_has_its_exits_both_ways() -> None:
+    x0 = torch.full((20_000, 1), 0.4)
+    p = 1.0 - float(AbsorbedBrownianTransition(0.0, 6.0).survival(torch.tensor([[0.4]]), 0.1))
+    once = composed_history(standardised(0.1), x0, 0.1, 1, every=1, seed=2)
+    direct = direct_history(standardised((0.1, 0.3)), x0, [0.1], seed=3)
+    for history in (once, direct):
+        assert abs(history.exits[0] - p) < SIGMAS * math.sqrt(p * (1.0 - p) / 20_000)
+        assert float(history.survivors[0].min()) > 0.0
+    twice = composed_history(standardised(0.1), x0[:200], 0.1, 4, every=2, seed=2)
+    assert twice.times == pytest.approx([0.2, 0.4]) and twice.exits[1] >= twice.exits[0]
+
+
+def test_the_exact_law_of_survivors() -> None:
+    """Far from the ends it is the normal law."""
+    law = AbsorbedBrownianTransition(0.0, 60.0)
+    cdf = exact_survivors(law, 30.0, 1.0)
+    assert cdf(31.0) == pytest.approx(0.5 * (1.0 + math.erf(1.0 / math.sqrt(2.0))), abs=1e-4)
+    data = draw_absorbed(AbsorbedBrownianTransition(0.0, 6.0), (0.1, 0.3), 500, 0)
+    assert isinstance(data, TransitionData) and bool((data.state[data.exited] == 0.0).all())
+
+
+def test_scores_of_histories() -> None:
+    """A history against itself has no deviations; one that has lost twice as many has those of two binomials."""
+    generator = torch.Generator().manual_seed(0)
+    states = [0.5 + 3.0 * torch.rand(n, 3, generator=generator) for n in (900, 800)]
+    truth = ExitHistory([1.0, 2.0], 1000, states, 1.0)
+    other = ExitHistory([1.0, 2.0], 1000, [states[0][:800], states[1][:600]], 1.0)
+    scores = compare_histories(truth, {"same": truth, "other": other}, 2.0)
+    assert scores["same"]["exits_deviations"] == [0.0, 0.0]
+    assert scores["same"]["ks"] == [[0.0] * 3] * 2
+    expected = 0.1 / math.sqrt(0.15 * 0.85 * 2.0 / 1000)
+    assert scores["other"]["exits_deviations"][0] == pytest.approx(expected)
+    assert fraction_deviations([0.0], [0.0], 10, 10) == [0.0]
+    assert sum(scores["same"]["histograms"][0]) == 800
+
+
+def test_a_shortened_plan_keeps_enough_of_everything() -> None:
+    assert PLAN.shortened(1.0) == PLAN
+    least = PLAN.shortened(1e-9)
+    assert least.updates >= 10 and least.trajectories >= 100 and least.electrons >= 100
