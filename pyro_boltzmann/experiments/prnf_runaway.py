@@ -63,7 +63,7 @@ class RunawayPlan:
     broad: int = 400_000
     each: int = 12
     updates: int = 1500
-    direct: int = 1800
+    direct: int = 1200
     electrons: int = 30_000
     companion: int = 1200
     minutes: float = 25.0
