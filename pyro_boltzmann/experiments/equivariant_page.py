@@ -170,17 +170,19 @@ def likelihood_figure(parts: Mapping[str, Any], sizes: Sequence[int], models: It
     :param parts: results by ``"model size"``, as :func:`.score` returns them.
     """
     figure, (axes,) = new_figure(width=6.4, height=4.2)
+    least = np.inf
     for name in models:
         rows = [from_plain(parts[f"{name} {size}"]["rows"]["nll_excess"]) for size in sizes]
         # A few data learned by heart cost more than a number can tell.
         values = np.clip([np.inf if row.value is None else row.value for row in rows], LEAST_EXCESS, MOST_EXCESS)
         errors = [row.std_error or 0.0 for row in rows]
+        least = min(least, values.min())
         colour, marker = _COLOURS[name]
         label = name.replace("_", " ")
         axes.errorbar(sizes, values, yerr=errors, marker=marker, color=colour, label=label, markersize=6)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(LEAST_EXCESS / 1.3, None)
+    axes.set_ylim(max(LEAST_EXCESS / 1.3, 0.5 * least), None)
     tidy(axes, title=f"Distance from {target}", x="training configurations", y="KL divergence (nats)")
     return figure
 
