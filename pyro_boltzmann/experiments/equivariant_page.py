@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pyro_boltzmann.diagnostics import Metric, Truth, build_report, write_report
 from pyro_boltzmann.diagnostics.plots import plot_configurations, plot_energy_histogram, save_figure
-from pyro_boltzmann.diagnostics.plots.style import new_figure, tidy
+from pyro_boltzmann.diagnostics.plots.style import INK, new_figure, tidy
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.energies.evaluation import energy_value
 from pyro_boltzmann.experiments.bendem_rows import from_plain
@@ -169,7 +169,7 @@ def likelihood_figure(parts: Mapping[str, Any], sizes: Sequence[int], models: It
 
     :param parts: results by ``"model size"``, as :func:`.score` returns them.
     """
-    figure, (axes,) = new_figure(width=6.4, height=4.2)
+    figure, (axes,) = new_figure(width=7.6, height=4.2)
     least = np.inf
     for name in models:
         rows = [from_plain(parts[f"{name} {size}"]["rows"]["nll_excess"]) for size in sizes]
@@ -183,7 +183,8 @@ def likelihood_figure(parts: Mapping[str, Any], sizes: Sequence[int], models: It
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(max(LEAST_EXCESS / 1.3, 0.5 * least), None)
-    tidy(axes, title=f"Distance from {target}", x="training configurations", y="KL divergence (nats)")
+    tidy(axes, title=f"Distance from {target}", x="training configurations", y="KL divergence (nats)", legend=False)
+    axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
