@@ -45,7 +45,7 @@ eight were 0.01 too low in the mean of 12 rows and 0.09 in the root mean square;
 NUM_SAMPLES, NUM_TEST, NUM_VALIDATION = 2000, 2000, 1000
 FEW = 500
 """Draws, and rows of test data, of networks outside the headline: each takes a Jacobian of 36 x 36 at each stage."""
-FEWEST, FEWEST_CHECKED = 24, 8
+FEWEST, FEWEST_CHECKED = 12, 6
 
 
 @dataclass(frozen=True)
