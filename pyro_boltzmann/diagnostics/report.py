@@ -238,7 +238,7 @@ class _Absent:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.sizes: list[str] = []
+        self.sizes: dict[str, dict[str, int]] = {}
         self.unnamed: dict[str, set[str]] = {"std_error": set(), "floor": set(), "truth": set()}
 
     def number(self, where: str, value: float | int | None, reason: str | None = None) -> float | int | None:
@@ -266,7 +266,7 @@ class _Absent:
         truth = metric.truth.value if isinstance(metric.truth, Truth) else metric.truth
         row = {"value": self.number(f"{prefix}{name}", metric.value, metric.reason)}
         if metric.num_samples is not None and metric.value is not None:
-            self.sizes.append(f"{prefix}{name} {metric.num_samples}")
+            self.sizes.setdefault(name, {})[f"{prefix}{name}"] = metric.num_samples
         for field, value in (("std_error", metric.std_error), ("floor", metric.floor), ("truth", truth)):
             if field == "std_error" and value is not None and hide_error:
                 self.lines.append(f"{prefix}{name}.std_error: n/a (k-hat)")
@@ -287,5 +287,13 @@ class _Absent:
         grouped = [
             f"null {field} ({why[field]}): {', '.join(sorted(names))}" for field, names in self.unnamed.items() if names
         ]
-        sizes = [f"draws behind a metric, where fewer: {', '.join(self.sizes)}"] if self.sizes else []
+        sizes = [f"draws behind a metric, where fewer: {self.sizes_in_brief()}"] if self.sizes else []
         return [*sizes, *self.lines, *grouped]
+
+    def sizes_in_brief(self) -> str:
+        """Metrics that rest on the same number in every row are named once, the others row by row."""
+        brief: list[str] = []
+        for name, of_rows in self.sizes.items():
+            numbers = set(of_rows.values())
+            brief += [f"{name} {numbers.pop()}"] if len(numbers) == 1 else [f"{row} {n}" for row, n in of_rows.items()]
+        return ", ".join(brief)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pyro_boltzmann.diagnostics import Metric
 from pyro_boltzmann.diagnostics.plots import save_figure
-from pyro_boltzmann.diagnostics.plots.style import RAW, WEIGHTED, new_figure, tidy
+from pyro_boltzmann.diagnostics.plots.style import INK, RAW, WEIGHTED, new_figure, tidy
 from pyro_boltzmann.experiments.bendem_rows import from_plain, to_plain
 from pyro_boltzmann.experiments.finished_parts import FinishedParts
 from pyro_boltzmann.experiments.prnf_models import (
@@ -268,7 +268,7 @@ def _write(work: _Work, results: Mapping[str, Any], out: Path) -> dict[str, Any]
 
 
 def _kl_figure(rows: Mapping[str, Mapping[str, Metric]], laws: list[str]) -> Figure:
-    figure, (axes,) = new_figure(6.4, 4.0)
+    figure, (axes,) = new_figure(8.6, 4.0)
     for kind, style in (("kl", "-"), ("kl_marginal", "--")):
         for model, dims, colour in (("flow map", DIMS, WEIGHTED), ("pseudo-reversible", PAIR_DIMS, RAW)):
             means = [
@@ -281,7 +281,8 @@ def _kl_figure(rows: Mapping[str, Mapping[str, Metric]], laws: list[str]) -> Fig
     axes.set_yscale("log")
     axes.set_xticks(DIMS, [str(dim) for dim in DIMS], minor=False)
     axes.minorticks_off()
-    tidy(axes, title="Divergence from the exact law", x="dimension", y="KL (nats)")
+    tidy(axes, title="Divergence from the exact law", x="dimension", y="KL (nats)", legend=False)
+    axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

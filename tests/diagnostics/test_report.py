@@ -221,7 +221,8 @@ def test_rows_of_weighted_samples():
 def test_sizes_smaller_than_the_reports_are_told():
     """N belongs to every distance: where it is not that of the report, the reasons hold it and the table shows it."""
     taken = {"e_w2": Metric(0.06, floor=0.05, num_samples=10_000), "x_w2": Metric(0.3, floor=0.27, num_samples=1000)}
-    report = build(rows(**taken), models={"nsf": {"x_w2": Metric(0.4, num_samples=500)}})
+    same = Metric(0.05, floor=0.05, num_samples=10_000)
+    report = build(rows(**taken), models={"nsf": {"x_w2": Metric(0.4, num_samples=500), "e_w2": same}})
     (line,) = [reason for reason in report["reasons"] if "fewer" in reason]
     assert line == "draws behind a metric, where fewer: e_w2 10000, x_w2 1000, models.nsf.x_w2 500"
     assert line in format_report(report)
