@@ -1,16 +1,22 @@
-"""What an update of a pseudo-reversible flow costs, beside the published loss and its own matrix products."""
+"""What an update of a pseudo-reversible flow costs, beside the published loss and its own matrix products, and what a
+draw of a flow map costs, beside simulation."""
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from pyro_boltzmann.experiments.abc_speed import Scheme
 from pyro_boltzmann.experiments.bench_timing import measure, ratio
+from pyro_boltzmann.sde import FlowMap, TransitionData
+from pyro_boltzmann.sde.systems import abc_flow
 from pyro_boltzmann.transforms import PseudoReversibleFlow
 
 __all__ = ["flow_map_costs", "published_loss"]
@@ -21,16 +27,21 @@ OVERHEAD_ROWS = 500
 OVERHEADS = ((3, None, None), (10, 7.0, None), (30, 12.0, None), (30, 12.0, 4))
 """Dimension, the largest ratio asked for, and the probes of the gradient."""
 FLOW_MAP_REPEATS = 7
+DRAWS, DRAWS_REPEATS = 16_384, 3
+DRAWS_A_SECOND, DRAWS_RATIO = 120_000, 10.0
 
 Loss = Callable[[], Tensor]
 
 
 def flow_map_costs() -> list[str]:
-    """Rows: a whole update, and the price of the determinant as the dimension grows."""
+    """Rows: a whole update, the price of the determinant as the dimension grows, and draws of the ABC flow."""
     return [
         f"pseudo-reversible flow, two hidden layers of {WIDTH}, CPU seconds, {FLOW_MAP_REPEATS} repeats",
         *_update(),
         *_overheads(),
+        "",
+        f"ABC flow, {DRAWS:,} draws, draws a second of wall time, best of {DRAWS_REPEATS}",
+        *_draws(),
         "",
     ]
 
@@ -74,6 +85,48 @@ def _overheads() -> list[str]:
             lines.append(f"  {f'{name}, published':<42} {ratio(times['published'], times['without'], None)}")
             floor = _flops(OVERHEAD_ROWS, dim) / _flops(OVERHEAD_ROWS, dim, determinant=False)
             lines.append(f"  {f'{name}, by matrix products':<42} {floor:7.2f}")
+    return lines
+
+
+def _draws() -> list[str]:
+    """On one thread, and on all cores: an untrained flow map costs what a trained one does."""
+    system = abc_flow()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        flow_map = FlowMap.for_sde(system.sde, system.time, periods=[2.0 * math.pi] * system.sde.event_dim).eval()
+        x0 = system.initial.sample((DRAWS,))
+        times = torch.full((DRAWS,), system.time)
+        nobody = torch.zeros(DRAWS, dtype=torch.bool)
+        flow_map.standardise(TransitionData(x0, times, x0 + torch.randn_like(x0), nobody))
+        calls: dict[str, Callable[[], object]] = {"flow map": lambda: flow_map.sample(x0, system.time)}
+        for scheme in (Scheme("euler", system.step_size), Scheme("euler", 0.05), Scheme("runge_kutta", 0.2)):
+            calls[scheme.label] = partial(scheme.ends(system), x0)
+        threads = torch.get_num_threads()
+        lines = []
+        try:
+            for number in sorted({1, os.cpu_count() or 1}):
+                torch.set_num_threads(number)
+                lines += _speeds(f" {number} thread{'s' if number > 1 else ''}", calls)
+        finally:
+            torch.set_num_threads(threads)
+    return lines
+
+
+def _speeds(title: str, calls: Mapping[str, Callable[[], object]]) -> list[str]:
+    speeds = dict.fromkeys(calls, 0.0)
+    for _ in range(DRAWS_REPEATS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            speeds[name] = max(speeds[name], DRAWS / (time.perf_counter() - start))
+    ours = speeds["flow map"]
+    met = "met" if ours >= DRAWS_A_SECOND else "short"
+    lines = [title, f"  {'flow map':<42} {ours:9,.0f}  asked: at least {DRAWS_A_SECOND:,}, {met}"]
+    for number, (name, speed) in enumerate(list(speeds.items())[1:]):
+        line = f"  {name:<42} {speed:9,.0f}  the map is {ours / speed:.1f} times as fast"
+        if number == 0:
+            line += f"  asked: at least {DRAWS_RATIO:g}, {'met' if ours / speed >= DRAWS_RATIO else 'short'}"
+        lines.append(line)
     return lines
 
 
