@@ -32,7 +32,7 @@ class FieldSum(VelocityField):
         for field in fields:
             if not isinstance(field, VelocityField):
                 raise TypeError(f"a sum takes velocity fields, got {type(field).__name__}; derive it from NetworkField")
-        dims = {getattr(field, "dim", None) for field in fields} - {None}
+        dims = {int(dim) for field in fields if (dim := getattr(field, "dim", None)) is not None}
         if len(dims) > 1:
             raise ShapeError(f"the fields of a sum must work in one dimension, got {sorted(dims)}")
         self.dim: int | None = dims.pop() if dims else None
