@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.experiments.equivariant_models import GRAPH, MODELS
-from pyro_boltzmann.experiments.equivariant_page import EquivariantResults, write_equivariant_results
+from pyro_boltzmann.experiments.equivariant_page import OF_ENERGY, EquivariantResults, write_equivariant_results
 from pyro_boltzmann.experiments.equivariant_scores import score
 from pyro_boltzmann.experiments.equivariant_solvers import SOLVERS, divergence_costs, train_by_solver
 from pyro_boltzmann.experiments.equivariant_training import (
@@ -186,14 +186,14 @@ class _Work:
         """No data but what tempering draws from the energy."""
         seed = stream_seed(self.seed, "own draws")
         guide, cost = learn_own_draws(MODELS[GRAPH], self.target, seconds=self.plan.energy * self.share, seed=seed)
-        draws: dict[str, Any] = {"num_samples": 5 * self.count, "seed": stream_seed(seed, "draws")}
+        draws: dict[str, Any] = {"num_samples": OF_ENERGY * self.count, "seed": stream_seed(seed, "draws")}
         return score(guide, self.target, self.data.test, cost=cost, **draws)
 
     def reverse_kl(self) -> dict[str, Any]:
         """No data at all."""
         seed = stream_seed(self.seed, "energy")
         guide, cost = learn_energy(MODELS["kernel"], self.target, seconds=self.plan.energy * self.share, seed=seed)
-        draws: dict[str, Any] = {"num_samples": 5 * self.count, "seed": stream_seed(seed, "draws")}
+        draws: dict[str, Any] = {"num_samples": OF_ENERGY * self.count, "seed": stream_seed(seed, "draws")}
         return score(guide, self.target, self.data.test, cost=cost, **draws)
 
     def solver(self, name: str) -> dict[str, Any]:

@@ -21,12 +21,15 @@ from pyro_boltzmann.experiments.bendem_rows import from_plain
 from pyro_boltzmann.experiments.equivariant_models import MODELS
 from pyro_boltzmann.experiments.equivariant_scores import scored_rows
 from pyro_boltzmann.experiments.equivariant_solvers import SOLVERS
+from pyro_boltzmann.experiments.equivariant_training import SLACK
 from pyro_boltzmann.experiments.particle_data import ParticleData
 from pyro_boltzmann.experiments.results_page import write_results_page
 from pyro_boltzmann.experiments.run_metrics import failures_of
 
-__all__ = ["PICTURED", "EquivariantResults", "likelihood_figure", "write_equivariant_results"]
+__all__ = ["OF_ENERGY", "PICTURED", "EquivariantResults", "likelihood_figure", "write_equivariant_results"]
 
+OF_ENERGY = 5
+"""Times as many draws of flows that learned from the energy alone."""
 SHOWN = 6
 """Configurations in a picture."""
 LEAST_EXCESS, MOST_EXCESS = 1e-3, 1e2
@@ -195,25 +198,35 @@ _DIVERGENCES = "Divergences"
 _OF_DIVERGENCES = ["divergence_error", "divergence_sd", "milliseconds"]
 
 
+_EXACT_DATA = "Training, validation and test data are independent exact draws."
+_TEMPERED_DATA = """\
+Training, validation and test data come from separate systems of the project's own parallel tempering; errors of `nll`
+take them for independent."""
+
+
 def _introduction(results: EquivariantResults, nll: Metric) -> str:
     truth = nll.truth.value if isinstance(nll.truth, Truth) else nll.truth
     plan = results.plan
     best = "" if truth is None else f" The least possible on average is the entropy, {truth:.3f};"
+    data = _EXACT_DATA if results.target.has_exact_sampler else _TEMPERED_DATA
     own = "" if nll.floor is None else f" on these very test data it is {nll.floor:.3f}."
     return f"""\
 `nll` is the negative log-likelihood of test configurations, in nats on the mean-free subspace, normalised.{best}{own}
 `nll_excess` is the mean of log p - log q over them, the Kullback-Leibler divergence from the target, known more
 precisely; `nll_controlled` is the entropy plus that excess.
-`ess` (a fraction of N) and `log_z` are of weighted draws against the true energy; the graph field's weights
-are exact for its discrete map. Training, validation and test data come from separate systems of the project's own
-sampler.
+`ess` (a fraction of N) and `log_z` are of weighted draws against the true energy, N = {results.num_samples:,} of them,
+and N = {OF_ENERGY * results.num_samples:,} of the flows of `energy alone`, whose errors are smaller for that; the graph
+field's weights are exact for its discrete map, but for draws where a step of it folds or overflows, which have weight
+zero and are counted in the report. {data}
 
 The headline is the graph field on {results.headline_size:,} configurations: flow matching on pairs aligned over
 permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), with Muon.
 Flows of `energy alone` were given no data: one learns by flow matching on draws that tempered Monte Carlo makes from
 the energy, whose cost is counted, the other by reverse KL. Below, each model has {plan.sweep * results.share:.3g} s for
 each size of the training set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and
-`_augmented` models are shown data that are turned, mirrored and permuted at random. All keep the state that was best on
-validation data. The ways to solve the equation make the same updates of the same kernel flow on 1,000 configurations.
+`_augmented` models are shown data that are turned, mirrored and permuted at random. Models of the sweep and the
+headline keep the state that was best on validation data. A training that other work on the machine slows is stopped
+after {SLACK:g} times its seconds and a minute at the latest, before its learning rate has come down: `updates` tells.
+The ways to solve the equation make the same updates of the same kernel flow on 1,000 configurations.
 `divergence_error` is the largest deviation from autograd in float64 and `divergence_sd` the noise of one estimate, both
 over the mean absolute divergence of {max(100, round(1000 * results.share)):,} states, at the cost of `milliseconds`."""

@@ -132,7 +132,10 @@ def fit(
     if weight_power != 1 and not isinstance(data, WeightedSamples):
         raise ValueError(f"weight_power={weight_power} needs weighted draws: pass data= as WeightedSamples")
     if augment is not None and not any(phase.forward_kl for phase in phases):
-        raise ValueError("augment moves the data of maximum likelihood, which this objective has none of; leave it out")
+        raise ValueError(
+            "augment moves the data of maximum likelihood, which this objective has none of; leave it out, or move the "
+            "data beforehand, such as data=augment(data.repeat(50, 1)) for flow matching"
+        )
     recipe = Recipe(phases, elbo, num_particles, schedule, clip_norm, adapt_rate, seed, weight_power)
     prepare_guide(guide, args, kwargs, seed)
     with seeded(seed):

@@ -55,9 +55,9 @@ def find_minima(
     r"""Descend from each draw, and tell apart where the descents end.
 
     Two ends are one state if the :math:`L_1` distance of their features is below ``threshold`` times the
-    :math:`L_1` norm of those of the lower one. Features are the sorted pair distances of particles, which no symmetry
-    changes (mirror images are one state), else the coordinates. Each state is verified: the Hessian at a minimum is
-    positive but for rotations, along which it is zero.
+    :math:`L_1` norm of those of the lower one plus ``max_length``. Features are the sorted pair distances of particles,
+    which no symmetry changes (mirror images are one state), else the coordinates. Each state is verified: the Hessian
+    at a minimum is positive but for rotations, along which it is zero.
 
     :param energy: differentiable.
     :param x: draws ``(n, dim)``; rows whose energy is not finite are left where they are, unlabelled.
@@ -91,7 +91,8 @@ def find_minima(
     while bool((left := label[rows] < 0).any()):
         first = int(left.nonzero()[0])
         distance = (features - features[first]).abs().sum(-1)
-        near = distance <= threshold * features[first].abs().sum()
+        # The length of a step is a scale where the state itself has none, at the origin.
+        near = distance <= threshold * (features[first].abs().sum() + max_length)
         label[rows[left & near]] = len(chosen)
         chosen.append(int(rows[first]))
     states = ends[chosen]

@@ -74,6 +74,16 @@ def test_energy_histogram_integrates_to_one():
         plot_energy_histogram(torch.full((3,), math.inf))
 
 
+def test_a_tail_of_raw_energies_leaves_room_for_the_exact_ones():
+    energies, exact = torch.cat([harmonic(X), torch.logspace(3, 20, 50)]), harmonic(X)
+    figure = plot_energy_histogram(energies, None, exact)
+    low, high = figure.axes[0].get_xlim()
+    assert low <= float(exact.min()) and float(exact.max()) < high <= 2.001 * float(exact.max())
+    shown = {patch.get_label(): patch.get_data() for patch in figure.axes[0].patches}
+    mass = {label: float((data.values * np.diff(data.edges)).sum()) for label, data in shown.items()}
+    assert mass == pytest.approx({"exact": 1.0, "raw": 500 / 550}, abs=1e-6)
+
+
 def test_path_ess(tmp_path):
     figure = plot_path_ess([0.1, 0.5, 0.9], ["a", "b", "c"], num_samples=1000)
     np.testing.assert_array_equal(figure.axes[0].get_lines()[0].get_ydata(), [0.1, 0.5, 0.9])

@@ -13,6 +13,7 @@ from pyro_boltzmann.energies.catalogue import DW4, LennardJones, catalogue
 from pyro_boltzmann.energies.catalogue.contract import STANDARD_ERRORS
 from pyro_boltzmann.energies.catalogue.lennard_jones import FLOOR
 from pyro_boltzmann.energies.evaluation import energy_and_gradient
+from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.stochastic import LeapfrogTransform, MetropolisAdjusted
 
 PAIR_TARGETS = ["dw2", "dw4", "lj13", "lj55", "lj13_half", "lj55_half"]
@@ -248,3 +249,14 @@ def test_lj13_virial_and_mean_energy_by_hamiltonian_monte_carlo():
     assert errors[1] < 1.0 and errors[0] < 0.25
     # The force of c = 1 on the law of c = 2 gives 27.
     assert abs(wrong - 36) > STANDARD_ERRORS * errors[2]
+
+
+@pytest.mark.parametrize("name", ["dw2", "dw4", "lj13"])
+def test_a_wrong_number_of_particles_is_told(name):
+    target = catalogue[name]
+    positions = torch.zeros(5, target.num_particles, target.spatial_dim + 1)
+    more = torch.zeros(2, target.dim + target.spatial_dim)
+    for wrong in (positions, more, torch.zeros(2, 2 * target.dim), torch.zeros(())):
+        for evaluate in (target, lambda x: energy_and_gradient(target, x)):
+            with pytest.raises(ShapeError, match=rf"\(\*batch, {target.dim}\) for {target.num_particles} particles"):
+                evaluate(wrong)

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from pyro_boltzmann import cli
+from pyro_boltzmann.diagnostics import Metric
 from pyro_boltzmann.energies.catalogue import catalogue
 from pyro_boltzmann.experiments.bendem_rows import to_plain
-from pyro_boltzmann.experiments.equivariant import DW2, DW4
+from pyro_boltzmann.experiments.equivariant import DW2, DW4, EquivariantExperiment
 from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, MODELS, symmetry_of
+from pyro_boltzmann.experiments.equivariant_page import EquivariantResults, _introduction
 from pyro_boltzmann.experiments.equivariant_scores import excess_metric, nll_metric, score, scored_rows
 from pyro_boltzmann.experiments.equivariant_solvers import divergence_costs
 from pyro_boltzmann.experiments.equivariant_training import BestState, learn_own_draws, likelihoods, polish
@@ -168,6 +170,14 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert set(MODELS) <= {name.split()[0] for name in report["models"]}
     for name in ("equivariant-dw2.md", "nll.png", "energies_headline.png", "configurations_kernel.png", "samples.nc"):
         assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(("name", "plan", "data"), [("dw2", DW2, "independent exact draws"), ("dw4", DW4, "tempering")])
+def test_the_page_says_how_many_draws_and_whose_data(name: str, plan: EquivariantExperiment, data: str) -> None:
+    results = EquivariantResults(catalogue[name], 0, 1.0, 2000, (100, 1000), 10_000, plan.plan)
+    text = " ".join(_introduction(results, Metric(7.0)).split())
+    assert "N = 2,000 of them, and N = 10,000 of the flows of `energy alone`" in text
+    assert data in text
 
 
 def test_plans_fit_into_an_hour() -> None:

@@ -188,6 +188,10 @@ def test_bad_input():
         pb.FlowMatching(torch.zeros(4, 3)).loss(model, guide)
     with pytest.raises(ShapeError, match="align must return the shape"):
         pb.FlowMatching(data(), align=lambda x0, x1: x0[:1]).loss(model, guide)
+    with pytest.raises(TypeError, match=r"data must be a tensor \(n, latent_dim\), got ndarray"):
+        pb.FlowMatching(data().numpy())
+    with pytest.raises(ValueError, match=r"move the data beforehand"):
+        fit(model, guide, objective="flow_matching", data=data(), augment=lambda rows: rows)
     for settings in ({"pairing": "best"}, {"sigma": -1.0}, {"time_power": 0.0}, {"num_times": 0}, {"num_rounds": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             pb.FlowMatching(data(), **settings)

@@ -34,6 +34,13 @@ def test_the_double_well_of_the_notes():
     assert found.count.sum() == 200 and (found.label == (found.x[found.label, 0] < 0)).all()
 
 
+def test_a_minimum_at_the_origin_is_one():
+    """It has no length of its own that ends of descents could be compared with."""
+    found = find_minima(lambda x: x.square().sum(-1) + x.pow(4).sum(-1), normal(50, 3))
+    assert len(found) == 1 and found.count.tolist() == [50] and found.is_minimum.all()
+    assert found.x.abs().max() < 1e-5 and found.curvature.item() == pytest.approx(2.0)
+
+
 def test_the_bound_and_the_loose_pair():
     target = catalogue["dw2"]
     found = find_minima(target, 2 * normal(100, 2), target.basis)

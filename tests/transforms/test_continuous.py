@@ -321,6 +321,48 @@ def test_large_batches_with_wrong_log_densities_warn_once():
     transform.configure(num_steps=2).call_and_ladj(x)  # training looks at no check
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 1}, r"off by about \S+ with 1 rk4 steps.*num_steps=2"),
+        ({"solver": "otd", "rtol": 0.5, "atol": 0.5}, r"off by about \S+ with adaptive steps of rtol=0\.5.*rtol=0\.05"),
+    ],
+    ids=["one-step", "adaptive"],
+)
+def test_what_has_no_half_is_checked_by_a_finer_solution(settings, message):
+    transform, x = ContinuousTransform(Swirl(), 2, **settings), points(1500, 2)
+    assert transform.error_estimate(x).rms_log_det > 0.02
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match=message):
+            transform.call_and_ladj(x)
+        transform.configure(num_steps=20, rtol=1e-5, atol=1e-6).call_and_ladj(x)
+
+
+def test_a_check_that_cannot_go_on_warns_and_leaves_the_answer(monkeypatch):
+    transform, x = ContinuousTransform(Swirl(), 2, solver="otd", rtol=0.5, atol=0.5), points(1500, 2)
+    with torch.no_grad():
+        truth = ContinuousTransform(Swirl(), 2, solver="otd", rtol=0.5, atol=0.5, checked=False).call_and_ladj(x)
+        monkeypatch.setattr(solvers, "MAX_ADAPTIVE_STEPS", 3)
+        with pytest.warns(UserWarning, match="off by about inf"):
+            found = transform.call_and_ladj(x)
+    assert all(torch.equal(*both) for both in zip(found, truth, strict=True))
+
+
+def test_rows_that_only_the_coarse_check_loses_are_not_overlooked():
+    """Steps of 1/20 are stable at a rate of 50, steps of 1/10 grow by 13.7 each, and overflow where it is squared."""
+
+    class Cubic(NetworkField):
+        def forward(self, t, x):
+            return -50.0 * x * (1.0 + 1e-3 * x.square())
+
+    transform, x = ContinuousTransform(Cubic(), 1, 20), torch.linspace(1.0, 2.0, 1200).unsqueeze(-1)
+    coarse = ContinuousTransform(Cubic(), 1, 10)
+    with pytest.warns(UserWarning, match="1200 of 1200 trajectories left"):
+        coarse.call_and_ladj(x)
+    with torch.no_grad(), pytest.warns(UserWarning, match="off by about inf"):
+        assert bool(transform.call_and_ladj(x)[1].isfinite().all())
+
+
 def test_blocks_of_rows_are_one_batch():
     transform = ContinuousTransform(Swirl(), 2, 3, checked=False)
     x = points(3, 3000, 2)
@@ -355,6 +397,18 @@ def test_adaptive_solver_that_cannot_go_on_says_so(monkeypatch):
     for grad in (False, True):
         with torch.set_grad_enabled(grad), pytest.raises(SolverError, match=r"gave up.*solver='dto'"):
             transform.call_and_ladj(torch.ones(3, 2))
+
+
+def test_adaptive_solver_names_rows_that_are_not_finite_and_takes_empty_batches():
+    transform = ContinuousTransform(Linear(), 3, solver="otd")
+    x = points(4, 3)
+    x[1, 0] = torch.nan
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            with pytest.raises(SolverError, match=r"1 of 4 rows are NaN or infinite"):
+                transform.call_and_ladj(x)
+            y, ladj = transform.call_and_ladj(x[:0])
+            assert y.shape == (0, 3) and ladj.shape == (0,)
 
 
 # Contract ------------------------------------------------------------------------------------------------------------
@@ -426,6 +480,8 @@ def test_bad_fields_and_shapes():
         ContinuousTransform(Linear(), 3)(points(4, 2))
     with pytest.raises(ShapeError, match="does not broadcast"):
         MLPField(2)(torch.zeros(3), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r'configure\(solver="dto"\)'):
+        ContinuousTransform(Linear(), 3, solver="otd").discrete_log_det(points(4, 3))
     with pytest.raises(ValueError, match="noise must be"):
         Hutchinson("uniform")
     with pytest.raises(ValueError, match="num_probes"):

@@ -27,7 +27,8 @@ def plot_energy_histogram(
 ) -> Figure:
     """Histogram of the energies ``(N,)``, raw, reweighted (given ``log_weights``) and of ``exact`` draws (if given).
 
-    The range is that of 99.8 % of all draws shown; the rest counts in the normalisation.
+    The range is that of 99.8 % of all draws shown, but above at most twice that of the exact ones, lest a tail of raw
+    draws leave one bar of them; the rest counts in the normalisation.
     """
     values = to_numpy(energies)
     finite = np.isfinite(values)
@@ -36,6 +37,8 @@ def plot_energy_histogram(
     reference = None if exact is None else to_numpy(exact)
     pooled = values[finite] if reference is None else np.concatenate([values[finite], reference])
     low, high = np.quantile(pooled, [0.0, 0.998])
+    if reference is not None and np.ptp(reference) > 0.0:
+        high = min(high, reference.max() + np.ptp(reference))
     edges = np.linspace(low, high if high > low else low + 1.0, num_bins + 1)
     width = edges[1] - edges[0]
 

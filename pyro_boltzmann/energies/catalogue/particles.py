@@ -11,6 +11,8 @@ from torch import Tensor
 from pyro_boltzmann.energies.catalogue.closed_form import ClosedForm, keeps_graph
 from pyro_boltzmann.energies.catalogue.target import Target
 from pyro_boltzmann.energies.columns import by_columns
+from pyro_boltzmann.energies.tracing import is_tracing
+from pyro_boltzmann.exceptions import ShapeError
 
 __all__ = ["PairTarget", "ParticleTarget"]
 
@@ -68,7 +70,8 @@ class PairTarget(ClosedForm, ParticleTarget):
     In Helmert coordinates :math:`z` the trap is :math:`\tfrac{k}{2} |z|^2`. Pair differences are one product of
     :math:`z` with a constant matrix, and the gradient is one product back.
 
-    A subclass implements :meth:`pair_energy` and :meth:`pair_energy_and_slope`.
+    A subclass implements :meth:`pair_energy` and :meth:`pair_energy_and_slope`. Both ways to evaluate it raise
+    :class:`~pyro_boltzmann.exceptions.ShapeError` for anything but ``(*batch, (N - 1) D)``.
 
     >>> class Springs(PairTarget):
     ...     def pair_energy(self, square):
@@ -109,17 +112,25 @@ class PairTarget(ClosedForm, ParticleTarget):
         raise NotImplementedError(f"{type(self).__name__} must implement pair_energy_and_slope(square)")
 
     def __call__(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.dim)
+        flat = self._rows_of(x)
         # With a graph everything is kept anyway, so nothing is gained by going in parts.
         parts = (flat,) if keeps_graph(x) else flat.split(self._rows())
         return _join([self._energy(part) for part in parts]).reshape(x.shape[:-1])
 
     def closed_form(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [self._energy_and_gradient(part) for part in x.reshape(-1, self.dim).split(self._rows())]
+        parts = [self._energy_and_gradient(part) for part in self._rows_of(x).split(self._rows())]
         u, columns = (_join(each) for each in zip(*parts, strict=True))
         gradient = columns.mT.reshape(x.shape)
         # States that come stored by columns get forces stored alike.
         return u.reshape(x.shape[:-1]), gradient.contiguous() if x.is_contiguous() else by_columns(gradient)
+
+    def _rows_of(self, x: Tensor) -> Tensor:
+        if not is_tracing() and (x.dim() < 1 or x.shape[-1] != self.dim):
+            raise ShapeError(
+                f"expected mean-free coordinates of shape (*batch, {self.dim}) for {self.num_particles} particles in "
+                f"{self.spatial_dim} dimensions, got {tuple(x.shape)}; .from_particles(x) makes them from positions"
+            )
+        return x.reshape(-1, self.dim)
 
     def _rows(self) -> int:
         """How many configurations are evaluated at once."""

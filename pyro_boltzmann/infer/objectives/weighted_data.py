@@ -19,6 +19,7 @@ class WeightedData:
     :param log_weights: :math:`\log w`, ``(n,)``; equal weights if not given.
     :param weight_power: :math:`\rho \ge 0`. Below one it softens the weights: the draws are then between the law that
         the data came from and their target, and each small mode is seen more often than the target has it.
+    :raises TypeError: if the data are no tensor.
     :raises ShapeError: if there are no data or the shapes do not match.
     :raises ValueError: if data or weights are not finite (a weight may be zero), all weights are zero, or the power is
         negative.
@@ -31,6 +32,10 @@ class WeightedData:
     """
 
     def __init__(self, data: Tensor, log_weights: Tensor | None = None, weight_power: float = 1.0) -> None:
+        if not isinstance(data, Tensor):
+            raise TypeError(
+                f"data must be a tensor (n, latent_dim), got {type(data).__name__}; torch.as_tensor makes one"
+            )
         if data.dim() != 2 or data.shape[0] == 0:
             raise ShapeError(f"data must have shape (n, latent_dim) with n >= 1, got {tuple(data.shape)}")
         if log_weights is not None and log_weights.shape != data.shape[:1]:

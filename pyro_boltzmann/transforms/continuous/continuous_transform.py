@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_boltzmann.energies.tracing import is_tracing
-from pyro_boltzmann.exceptions import ShapeError
+from pyro_boltzmann.exceptions import ShapeError, SolverError
 from pyro_boltzmann.transforms.continuous.divergence import (
     Hutchinson,
     exact_divergence,
@@ -261,20 +261,17 @@ class ContinuousTransform(FusedTransform):
         :param x: ``(*batch, dim)``, start states; end states with ``inverse``.
         """
         self.check_width(x)
-        settings = self.settings
-        if settings.solver == "dto":
-            finer = replace(settings, num_steps=2 * settings.num_steps)
-            factor = 2.0**settings.order / (2.0**settings.order - 1.0)
-        else:
-            finer, factor = replace(settings, rtol=0.01 * settings.rtol, atol=0.01 * settings.atol), 1.0
+        finer, factor = self.settings.finer
         start, end = (1.0, 0.0) if inverse else (0.0, 1.0)
-        y, ladj = self._solve_by_blocks(x, start, end, settings)
+        y, ladj = self._solve_by_blocks(x, start, end, self.settings)
         y_finer, ladj_finer = self._solve_by_blocks(x, start, end, finer)
         return SolverErrors((factor * (y - y_finer)).norm(dim=-1), factor * (ladj - ladj_finer))
 
     def discrete_log_det(self, x: Tensor) -> Tensor:
         r""":math:`\log|\det|` of the map that is computed, ``(*batch)``, rather than of the flow that it approximates:
         from the Jacobian of all steps together, at a cost in memory that suits tests and small batches.
+
+        :raises ValueError: for ``"otd"``, whose steps depend on the batch.
 
         >>> class Pull(nn.Module):
         ...     def forward(self, t, x):
@@ -283,36 +280,53 @@ class ContinuousTransform(FusedTransform):
         >>> float(coarse.discrete_log_det(torch.ones(1, 1)))  # 4 log(3/4), where the flow has -1
         -1.150728...
         """
+        self.check_width(x)
+        if self.settings.solver == "otd":
+            raise ValueError('adaptive steps make no map of each row alone; configure(solver="dto") first')
         jacobian = value_and_jacobian(lambda x: self._solve(x, 0.0, 1.0, self.settings)[0], x)[1]
         log_det: Tensor = torch.linalg.slogdet(jacobian).logabsdet
         return log_det
 
     def _check(self, x: Tensor, ladj: Tensor, start: float, end: float) -> None:
-        """Warn where log-densities are off, judged by half as many steps on a few rows."""
-        settings = self.settings
-        coarse = settings.num_steps // 2
-        is_inexact = settings.solver == "dto" and self.divergence != "jacobian" and coarse > 0
-        if not (self.checked and is_inexact) or ladj.numel() < ROWS_WORTH_A_CHECK or is_tracing():
+        """Warn where log-densities are off, judged on a few rows: by half as many steps, or where there is no half and
+        for the adaptive solver by a finer solution."""
+        if not self.checked or self._is_discrete or ladj.numel() < ROWS_WORTH_A_CHECK or is_tracing():
             return
         key = self._cache_key()[1]
         if key == self._checked_keys.get(start):
             return
         self._checked_keys[start] = key
         every = ladj.numel() // CHECKED_ROWS
-        rows = x.reshape(-1, self.width)[::every]
-        rough = self._solve(rows, start, end, replace(settings, num_steps=coarse))[1]
-        factor = (settings.num_steps / coarse) ** settings.order - 1.0
-        error = ((rough - ladj.flatten()[::every]) / factor).double()
-        rms = float(error[error.isfinite()].square().mean().sqrt())
+        rows, found = x.reshape(-1, self.width)[::every], ladj.flatten()[::every]
+        good = found.isfinite() & rows.isfinite().all(-1)
+        rows, found = rows[good], found[good]
+        if not len(rows):
+            return
+        settings = self.settings
+        coarse = settings.num_steps // 2
+        if settings.solver == "dto" and coarse:
+            rough = self._solve(rows, start, end, replace(settings, num_steps=coarse))[1]
+            error = (rough - found) / ((settings.num_steps / coarse) ** settings.order - 1.0)
+        else:
+            finer, factor = settings.finer
+            try:
+                error = factor * (found - self._solve(rows, start, end, finer)[1])
+            except SolverError:
+                error = torch.full_like(found, torch.inf)
+        # A row that only the other solution loses is off by more than can be told.
+        rms = float(error.double().nan_to_num(nan=torch.inf).square().mean().sqrt())
         if rms > LOG_DENSITY_TOLERANCE:
             warnings.warn(
-                f"log-densities of this continuous flow are off by about {rms:.2g} with {settings.num_steps} "
-                f"{settings.method} steps; weights, log Z and its error may be wrong by as much. Take more steps "
-                f"(configure(num_steps={2 * settings.num_steps})), and see error_estimate(x); or "
-                'configure(divergence="jacobian") for weights that are exact with these steps',
+                f"log-densities of this continuous flow are off by about {rms:.2g} with {settings.description}; "
+                f"weights, log Z and its error may be wrong by as much. {settings.remedy}",
                 UserWarning,
                 stacklevel=5,
             )
+
+    @property
+    def _is_discrete(self) -> bool:
+        """Whether log-determinants are those of the discrete map, which no check concerns."""
+        return self.settings.solver == "dto" and self.divergence == "jacobian"
 
     def _flagged(self, y: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
         """NaN in all of a row and its log-determinant, where one of them is not finite."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.transforms.continuous.velocity_field import VelocityField
 
 __all__ = ["FieldSum"]
@@ -14,6 +15,8 @@ class FieldSum(VelocityField):
 
     :param fields: at least one, all of the same coordinates.
     :raises ValueError: if there is none.
+    :raises TypeError: if one is no :class:`VelocityField`.
+    :raises ShapeError: if their dimensions differ.
 
     >>> import torch
     >>> from pyro_boltzmann.transforms.continuous import KernelField
@@ -26,6 +29,13 @@ class FieldSum(VelocityField):
         super().__init__()
         if not fields:
             raise ValueError("a sum of fields needs at least one field, got none")
+        for field in fields:
+            if not isinstance(field, VelocityField):
+                raise TypeError(f"a sum takes velocity fields, got {type(field).__name__}; derive it from NetworkField")
+        dims = {int(dim) for field in fields if (dim := getattr(field, "dim", None)) is not None}
+        if len(dims) > 1:
+            raise ShapeError(f"the fields of a sum must work in one dimension, got {sorted(dims)}")
+        self.dim: int | None = dims.pop() if dims else None
         self.fields = nn.ModuleList(fields)
 
     def forward(self, t: float | Tensor, x: Tensor) -> Tensor:

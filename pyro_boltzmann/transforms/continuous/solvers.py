@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,31 @@ class SolverSettings:
     def order(self) -> int:
         """The order of the fixed-step method: errors fall as this power of the step."""
         return METHODS[self.method].order
+
+    @property
+    def finer(self) -> tuple[SolverSettings, float]:
+        """Settings of a better solution, and what the difference to it is multiplied by to give the error."""
+        if self.solver == "otd":
+            return replace(self, rtol=0.01 * self.rtol, atol=0.01 * self.atol), 1.0
+        return replace(self, num_steps=2 * self.num_steps), 2.0**self.order / (2.0**self.order - 1.0)
+
+    @property
+    def description(self) -> str:
+        """In words."""
+        if self.solver == "otd":
+            return f"adaptive steps of rtol={self.rtol:g}, atol={self.atol:g}"
+        return f"{self.num_steps} {self.method} steps"
+
+    @property
+    def remedy(self) -> str:
+        """What to do where they are not good enough."""
+        if self.solver == "otd":
+            finer = f"configure(rtol={0.1 * self.rtol:g}, atol={0.1 * self.atol:g})"
+            return f"Tighten the tolerances ({finer}), and see error_estimate(x)"
+        return (
+            f"Take more steps (configure(num_steps={2 * self.num_steps})), and see error_estimate(x); or "
+            'configure(divergence="jacobian") for weights that are exact with these steps'
+        )
 
 
 def runge_kutta_step(rhs: RightHandSide, method: str, t: float, h: float, state: State) -> State:
@@ -151,8 +176,17 @@ def solve_adaptive(
 ) -> State:
     """Adaptive steps of Dormand and Prince; where gradients are enabled they come from the adjoint equation.
 
-    :raises SolverError: if the steps become too many or too small.
+    :raises SolverError: if the steps become too many or too small, or the state is not finite at the start.
     """
+    x = state[0]
+    bad = ~x.isfinite().all(-1)
+    if bool(bad.any()):
+        raise SolverError(
+            f"{int(bad.sum())} of {bad.numel()} rows are NaN or infinite where the adaptive solver starts; leave them "
+            "out, or take fixed steps (solver='dto'), which return NaN for these rows alone"
+        )
+    if x.numel() == 0:  # no step could be chosen
+        return state
 
     def at_fixed_times(t: Tensor, state: State) -> State:
         return rhs(t.detach(), state)  # nobody asks for the gradient of the ends

@@ -8,6 +8,7 @@ from pyro_boltzmann.exceptions import ShapeError
 from pyro_boltzmann.transforms import MeanFreeBasis
 from pyro_boltzmann.transforms.continuous import (
     ConstantKernel,
+    ContinuousTransform,
     EmbeddedAtomField,
     FieldSum,
     GaussianKernels,
@@ -253,6 +254,12 @@ def test_errors_of_constructors():
         EmbeddedAtomField(4, 2, num_densities=0)
     with pytest.raises(ValueError, match="at least one field"):
         FieldSum([])
+    with pytest.raises(TypeError, match="takes velocity fields, got Linear"):
+        FieldSum([KernelField(4, 2), torch.nn.Linear(6, 6)])
+    with pytest.raises(ShapeError, match=r"one dimension, got \[4, 6\]"):
+        FieldSum([KernelField(4, 2), KernelField(3, 2)])
+    with pytest.raises(ShapeError, match="works in dimension 6, the transform in 8"):
+        ContinuousTransform(FieldSum([KernelField(4, 2)]), 8)
 
 
 # torch.func.jacfwd loads rules for batched tensors, some of which torch compiles with its own deprecated compiler.
