@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from pyro_boltzmann.diagnostics import Metric, ks_floor
 from pyro_boltzmann.diagnostics.plots import save_figure
 from pyro_boltzmann.experiments.abc_speed import REFERENCE, SCHEMES, Payback, payback
+from pyro_boltzmann.experiments.asked import Asked
 from pyro_boltzmann.experiments.bendem_rows import from_plain
 from pyro_boltzmann.experiments.prnf_figures import plot_grids, plot_marginals
-from pyro_boltzmann.experiments.prnf_page import Asked, FlowMapResults, write_flow_map_results
+from pyro_boltzmann.experiments.prnf_page import FlowMapResults, write_flow_map_results
 
 __all__ = ["FEW", "MANY", "PAIR", "AbcResults", "as_good", "write_abc_results"]
 

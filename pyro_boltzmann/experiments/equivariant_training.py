@@ -1,9 +1,8 @@
-"""Train a flow of the experiments on data, keep its best state on held-out rows, and polish it on the energy."""
+"""Train a flow of the experiments on data, or on the energy alone, and keep its best state on held-out rows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from pyro_boltzmann.experiments.equivariant_models import FlowModel, base_scale,
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching
 from pyro_boltzmann.experiments.run_metrics import stream_seed
 from pyro_boltzmann.guides import AutoStochasticFlow
-from pyro_boltzmann.infer import FitResult, MuonAdam, Phase, fit, smc
+from pyro_boltzmann.infer import FitResult, fit, smc
 from pyro_boltzmann.infer.randomness import seeded
 from pyro_boltzmann.transforms.continuous import ContinuousTransform
 
-__all__ = ["BestState", "Cost", "learn_data", "learn_energy", "learn_own_draws", "likelihoods", "polish"]
+__all__ = ["BestState", "Cost", "learn_data", "learn_energy", "learn_own_draws", "likelihoods"]
 
 CHECKS = 6
 """How often held-out data are looked at in a training."""
@@ -149,56 +148,6 @@ def learn_data(
     best.restore()
     cost.add(result, best.apart)
     return guide, cost
-
-
-def polish(
-    guide: AutoStochasticFlow,
-    target: ParticleTarget,
-    data: Tensor,
-    held_out: Tensor,
-    *,
-    updates: int,
-    rates: tuple[float, float],
-    reverse_kl: float,
-    num_particles: int,
-    seconds: float,
-    seed: int,
-    configure: Callable[[ContinuousTransform], Any],
-    checkpoint: Path | None = None,
-    checked_rows: int = CHECKED_ROWS,
-    progress: bool = False,
-) -> Cost:
-    """Train a flow further by maximum likelihood and reverse KL, in place; it ends in its best state on ``held_out``,
-    which may be the one that it started from.
-
-    :param rates: learning rates of Adam and of the matrices, see :class:`~pyro_boltzmann.infer.MuonAdam`.
-    :param reverse_kl: the share of reverse KL.
-    :param configure: sets how the equation is solved in this training.
-    """
-    configure(continuous_part(guide))
-    best = BestState(guide, held_out[:checked_rows], max(1, updates // CHECKS))
-    best.look(FitResult())  # a polish that makes things worse is undone
-    before = best.apart
-    result = fit(
-        target.model(),
-        guide,
-        objective=[Phase(updates, reverse_kl, 1.0 - reverse_kl)],
-        data=data,
-        num_particles=num_particles,
-        optimizer=lambda parameters: MuonAdam(parameters, *rates),
-        schedule="cosine",
-        clip_norm=1.0,
-        seed=seed,
-        log_every=best.every,
-        callback=best.look,
-        checkpoint=checkpoint,
-        max_seconds=SLACK * seconds,
-        progress=progress,
-    )
-    best.restore()
-    cost = Cost()
-    cost.add(result, (best.apart[0] - before[0], best.apart[1] - before[1]))
-    return cost
 
 
 def learn_energy(

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pyro_boltzmann.diagnostics import Metric
 from pyro_boltzmann.diagnostics.plots import save_figure
+from pyro_boltzmann.experiments.asked import Asked
 from pyro_boltzmann.experiments.bendem_rows import from_plain, to_plain
 from pyro_boltzmann.experiments.finished_parts import FinishedParts
 from pyro_boltzmann.experiments.power_law import PowerLaw, fit_power_law, plot_power_laws
@@ -26,7 +27,7 @@ from pyro_boltzmann.experiments.prnf_models import (
     learn_flow_map,
     learn_pair,
 )
-from pyro_boltzmann.experiments.prnf_page import Asked, FlowMapResults, write_flow_map_results
+from pyro_boltzmann.experiments.prnf_page import FlowMapResults, write_flow_map_results
 from pyro_boltzmann.experiments.prnf_pairs import MASS_STARTS, nll_row, pair_rows, pooled_mass
 from pyro_boltzmann.experiments.run_metrics import stream_seed
 from pyro_boltzmann.experiments.threads import one_thread

@@ -1,4 +1,4 @@
-"""What the experiments on flow maps share: what was asked and what came, and the writing of report and page."""
+"""What the experiments on flow maps share: the writing of report and page."""
 
 from __future__ import annotations
 
@@ -10,34 +10,12 @@ from typing import Any
 import torch
 
 from pyro_boltzmann.diagnostics import Metric, build_report, write_report
+from pyro_boltzmann.experiments.asked import Asked, asked_table, short_of
 from pyro_boltzmann.experiments.results_page import write_results_page
 
-__all__ = ["Asked", "FlowMapResults", "asked_table", "write_flow_map_results"]
+__all__ = ["FlowMapResults", "write_flow_map_results"]
 
 Rows = Mapping[str, Metric]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A figure that was asked for.
-
-    :ivar what: in words.
-    :ivar value: what came.
-    :ivar bound: the largest value asked for, or with ``at_least`` the smallest.
-
-    >>> Asked("KL", 0.002, 0.001).is_met, Asked("speed", 12.0, 10.0, at_least=True).is_met
-    (False, True)
-    """
-
-    what: str
-    value: float
-    bound: float
-    at_least: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        """Whether it came; NaN does not."""
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 @dataclass(frozen=True)
@@ -67,25 +45,9 @@ class FlowMapResults:
     notes: Sequence[str] = field(default_factory=list)
 
 
-def asked_table(asked: Sequence[Asked]) -> str:
-    """A Markdown table of what was asked and what came.
-
-    >>> print(asked_table([Asked("KL, d = 1", 0.0002, 0.001)]))
-    | asked | bound | came | |
-    |---|---|---|---|
-    | KL, d = 1 | <= 0.001 | 0.0002 | met |
-    """
-    lines = ["| asked | bound | came | |", "|---|---|---|---|"]
-    for row in asked:
-        sign, verdict = (">=" if row.at_least else "<="), ("met" if row.is_met else "short")
-        lines.append(f"| {row.what} | {sign} {row.bound:.4g} | {row.value:.4g} | {verdict} |")
-    return "\n".join(lines)
-
-
 def write_flow_map_results(results: FlowMapResults, out: Path) -> dict[str, Any]:
     """Write ``report.json`` and the page beside the pictures; returns the report."""
     models = {name: dict(rows) for table in results.tables.values() for name, rows in table.items()}
-    short = [f"short of what was asked: {row.what} is {row.value:.4g}" for row in results.asked if not row.is_met]
     report = build_report(
         experiment=results.experiment,
         target=results.target,
@@ -97,7 +59,7 @@ def write_flow_map_results(results: FlowMapResults, out: Path) -> dict[str, Any]
         wall_seconds=results.seconds,
         threads=torch.get_num_threads(),
         failures=results.failures,
-        notes=[*results.notes, *short],
+        notes=[*results.notes, *short_of(results.asked)],
     )
     write_report(report, out / "report.json")
     write_results_page(

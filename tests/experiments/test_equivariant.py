@@ -18,7 +18,7 @@ from pyro_boltzmann.experiments.equivariant_models import BASE_SCALE, MODELS, sy
 from pyro_boltzmann.experiments.equivariant_page import EquivariantResults, _introduction
 from pyro_boltzmann.experiments.equivariant_scores import excess_metric, nll_metric, score, scored_rows
 from pyro_boltzmann.experiments.equivariant_solvers import divergence_costs
-from pyro_boltzmann.experiments.equivariant_training import BestState, learn_own_draws, likelihoods, polish
+from pyro_boltzmann.experiments.equivariant_training import BestState, learn_own_draws, likelihoods
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching, draw_pairs
 from pyro_boltzmann.infer import FitResult
 
@@ -113,19 +113,6 @@ def test_divergences() -> None:
     assert found["embedded_atom, closed form"]["divergence_error"] < 1e-4
     assert all(row["divergence_sd"] > 0.01 for name, row in found.items() if "Hutchinson" in name)
     assert all(row["milliseconds"] > 0.0 for row in found.values())
-
-
-@pytest.mark.filterwarnings("ignore:.*left the range of floats")
-def test_a_polish_that_makes_things_worse_is_undone() -> None:
-    target = catalogue["dw2"]
-    torch.manual_seed(0)
-    guide = MODELS["kernel"].guide(target)
-    before = {name: tensor.clone() for name, tensor in guide.state_dict().items()}
-    data = target.sample(50, dtype=torch.float32)
-    settings = {"updates": 2, "rates": (10.0, 10.0), "reverse_kl": 0.5, "num_particles": 8, "seconds": 60.0, "seed": 0}
-    cost = polish(guide, target, data, data, configure=lambda flow: flow, **settings)
-    assert cost.updates == 2
-    assert all(torch.equal(tensor, before[name]) for name, tensor in guide.state_dict().items())
 
 
 def test_the_energy_is_a_control_variate() -> None:

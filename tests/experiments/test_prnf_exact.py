@@ -12,8 +12,9 @@ import pytest
 from pyro_boltzmann import cli
 from pyro_boltzmann.diagnostics import Metric
 from pyro_boltzmann.experiments import prnf_abc, prnf_brownian, prnf_ou
+from pyro_boltzmann.experiments.asked import Asked, asked_table
 from pyro_boltzmann.experiments.power_law import fit_power_law
-from pyro_boltzmann.experiments.prnf_page import Asked, FlowMapResults, asked_table, write_flow_map_results
+from pyro_boltzmann.experiments.prnf_page import FlowMapResults, write_flow_map_results
 
 SIGMAS = 4.5
 
