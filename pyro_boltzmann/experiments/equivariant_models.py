@@ -149,7 +149,7 @@ MODELS: dict[str, FlowModel] = {
 CLUSTER_MODELS: dict[str, FlowModel] = {
     "embedded_atom": FlowModel(_dense, 6.0, 1e-3, num_particles=64),
     GRAPH: FlowModel(
-        _dense_graph, 18.0, 1e-2, 3e-2, matches=True, num_particles=64, pairs=8, exchanged=1, time_power=2.0
+        _dense_graph, 18.0, 1e-2, 7.5e-3, matches=True, num_particles=64, pairs=8, exchanged=1, time_power=2.0
     ),
     "plain_augmented": FlowModel(_dense_plain, 120.0, 1e-3, matches=True, knows_symmetry=False, augmented=True),
 }
