@@ -121,6 +121,16 @@ def _coupling(target: ParticleTarget) -> list[Any]:
     return [*layers, T.AffineTransform(0.0, BASE_SCALE)]
 
 
+def _real_nvp(target: ParticleTarget) -> list[Any]:
+    """Affine couplings of Pyro (RealNVP), each with the other half's coordinates moved in the next."""
+    dim = target.dim
+    layers: list[Any] = []
+    for _ in range(8):
+        layers.append(T.affine_coupling(dim, [64, 64], split_dim=dim // 2))
+        layers.append(T.Permute(torch.arange(dim - 1, -1, -1)))
+    return [*layers, T.AffineTransform(0.0, BASE_SCALE)]
+
+
 def _dense(target: ParticleTarget) -> list[Any]:
     """An embedded-atom field of a cluster that fills a ball of radius 1.5, with walls of a tenth of that."""
     kernels = SplineKernels(24, 3.6)
@@ -144,6 +154,7 @@ MODELS: dict[str, FlowModel] = {
     "plain": FlowModel(_plain, 35.0, 5e-3, 1e-2, matches=True, knows_symmetry=False),
     "plain_augmented": FlowModel(_plain, 35.0, 5e-3, 1e-2, matches=True, knows_symmetry=False, augmented=True),
     "coupling_augmented": FlowModel(_coupling, 25.0, 3e-3, knows_symmetry=False, augmented=True),
+    "real_nvp_augmented": FlowModel(_real_nvp, 50.0, 3e-3, knows_symmetry=False, augmented=True),
 }
 """By name; ``graph`` is in the headline."""
 CLUSTER_MODELS: dict[str, FlowModel] = {

@@ -45,6 +45,7 @@ _COLOURS = {
     "plain": ("#999999", "v"),
     "plain_augmented": ("#5f5f5f", "^"),
     "coupling_augmented": ("#cc79a7", "P"),
+    "real_nvp_augmented": ("#e69f00", "X"),
 }
 
 

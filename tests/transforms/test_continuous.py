@@ -476,6 +476,8 @@ def test_bad_fields_and_shapes():
     with pytest.raises(ShapeError, match="returned velocities of shape"):
         transform = ContinuousTransform(Linear(MATRIX[:2]), 3, divergence="autograd")
         transform.call_and_ladj(points(4, 3))
+    with pytest.raises(ShapeError, match=r"computes in torch.float32, but points are torch.float64"):
+        ContinuousTransform(MLPField(3), 3)(torch.zeros(4, 3, dtype=torch.float64))
     with pytest.raises(ShapeError, match=r"expects a tensor of shape \(\*batch, 3\)"):
         ContinuousTransform(Linear(), 3)(points(4, 2))
     with pytest.raises(ShapeError, match="does not broadcast"):

@@ -188,6 +188,12 @@ class ContinuousTransform(FusedTransform):
         return self._flow(y, 1.0, 0.0)
 
     def _flow(self, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
+        own = next((p.dtype for p in self.field.parameters() if p.is_floating_point()), x.dtype)
+        if x.dtype != own:
+            raise ShapeError(
+                f"the field {type(self.field).__name__} computes in {own}, but points are {x.dtype}; convert them, or "
+                "the flow with .double() or .float()"
+            )
         if torch.is_grad_enabled():
             return self._flagged(*self._solve(x, start, end, self.settings))
         y, ladj = self._solve_by_blocks(x, start, end, self.settings)
