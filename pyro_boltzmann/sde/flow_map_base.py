@@ -120,7 +120,8 @@ class FlowMapBase(nn.Module):
             num_points=len(marks),
         )
         periodic = [i for i, period in enumerate(self.periods) if period is not None]
-        self.domain = TrainingDomain(event_dim, self.times, param_dim, periodic)
+        ends = [self.walls.domain(i) for i in range(event_dim)]
+        self.domain = TrainingDomain(event_dim, self.times, param_dim, periodic, ends=ends)
         self.linear = LinearPath(self.features.num_linear, event_dim, time_features.num_features)
         self.embed = nn.Sequential(
             nn.Linear(self.features.num_features, width),
@@ -147,7 +148,8 @@ class FlowMapBase(nn.Module):
 
         :param margin: by which the ranges of the data are widened to the training domain, as a share of their widths.
         :raises ShapeError: if the data do not fit the map.
-        :raises ValueError: if times lie outside those of the map, or fewer than two trajectories have stayed.
+        :raises ValueError: if times lie outside those of the map, fewer than two trajectories have stayed, or the
+            deterministic flow overflows.
         """
         x0, t, params = self.arguments(data.x0, data.time, data.params)
         shortest, longest = self.domain.times
@@ -171,6 +173,12 @@ class FlowMapBase(nn.Module):
         change = self.change(data.state, x0)[stayed] / root[stayed]
         self.scale_unit.copy_(_positive_std(change))
         path = self.path(x0, t, params)
+        lost = float((~path.isfinite().flatten(1).all(-1)).double().mean())
+        if lost > 0.0:
+            raise ValueError(
+                f"the deterministic flow of the drift overflows from {lost:.3%} of the initial states with "
+                f"drift_steps={self.drift_steps}: the drift is too stiff for them; take more steps, or drift=None"
+            )
         if self.local is not None:
             self.local.observe(x0, t, params, path)
         scale, _ = self.lengths(x0, t, params, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,15 @@ class TrainingDomain(nn.Module):
     """Ranges of initial states, times and parameters in the training data; buffers, so that a state dict has them.
 
     Ranges of data are widened by ``margin`` of their width on each side, since extremes of a sample lie inside those of
-    its law, but times not beyond those that the map is for. Periodic coordinates are never outside.
+    its law, but times not beyond those that the map is for, and states not beyond the ends of the domain. Periodic
+    coordinates are never outside.
 
     :param event_dim: d.
     :param times: the shortest and the longest time that the map is for, the range until there are data.
     :param param_dim: dimension of the parameters.
     :param periodic: indices of the periodic coordinates.
     :param margin: share of the width.
+    :param ends: of each coordinate, infinite where it is open; open by default.
 
     >>> domain = TrainingDomain(1, (0.5, 2.0), 0, [])
     >>> domain.observe(torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 2.0]), None)
@@ -37,11 +40,19 @@ class TrainingDomain(nn.Module):
     high: Tensor
 
     def __init__(
-        self, event_dim: int, times: tuple[float, float], param_dim: int, periodic: list[int], *, margin: float = 0.02
+        self,
+        event_dim: int,
+        times: tuple[float, float],
+        param_dim: int,
+        periodic: list[int],
+        *,
+        margin: float = 0.02,
+        ends: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         super().__init__()
         self.event_dim, self.param_dim, self.margin = event_dim, param_dim, margin
         self.periodic = list(periodic)
+        self.ends = list(ends or [(-math.inf, math.inf)] * event_dim)
         self.names = [f"x0[{i}]" for i in range(event_dim)] + ["time"] + [f"params[{i}]" for i in range(param_dim)]
         self.register_buffer("low", torch.full((len(self.names),), -math.inf))
         self.register_buffer("high", torch.full((len(self.names),), math.inf))
@@ -56,6 +67,9 @@ class TrainingDomain(nn.Module):
             low, high = column.min(), column.max()
             slack = self.margin * (high - low)
             self.low[number], self.high[number] = low - slack, high + slack
+        for number, (lowest, highest) in enumerate(self.ends):
+            self.low[number].clamp_(min=lowest)
+            self.high[number].clamp_(max=highest)
         at = self.event_dim
         self.low[at], self.high[at] = self.low[at].clamp_min(self.times[0]), self.high[at].clamp_max(self.times[1])
         self.low[self.periodic], self.high[self.periodic] = -math.inf, math.inf

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_boltzmann.exceptions import ShapeError
-from pyro_boltzmann.sde import Absorbing, FlowMap, OutsideDomainWarning, Periodic, Reflecting
+from pyro_boltzmann.sde import Absorbing, Boundary, FlowMap, OutsideDomainWarning, Periodic, Reflecting
 
 
 def roughened(flow_map: FlowMap, size: float = 0.15) -> FlowMap:
@@ -161,6 +162,26 @@ def test_or_flagged() -> None:
     with pytest.warns(OutsideDomainWarning, match=r"x0\[0\]"):
         flow_map.sample(x0, 0.7, c)
     assert flow_map.is_outside(x0, 0.7, c).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("boundary", [Absorbing(0, low=0.0, high=1.0), Reflecting(0, low=0.0, high=1.0)])
+def test_the_margin_ends_at_the_walls(boundary: Boundary) -> None:
+    flow_map = FlowMap(1, 1.0, boundaries=[boundary])
+    x0 = torch.linspace(0.0, 1.0, 50).unsqueeze(-1)
+    flow_map.standardise(SimpleNamespace(x0=x0, time=1.0, state=x0, exited=None, params=None))
+    assert flow_map.is_outside(torch.tensor([[-0.01], [0.0], [1.0], [1.01]]), 1.0).tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_drift_too_stiff_for_the_steps_is_named() -> None:
+    flow_map = FlowMap(1, 1.0, drift=lambda x: 8.0 * x * (1.0 - x.square()))
+    x0 = torch.linspace(-2.0, 2.0, 100).unsqueeze(-1)
+    with pytest.raises(ValueError, match="with drift_steps=8"):
+        flow_map.standardise(SimpleNamespace(x0=x0, time=1.0, state=x0, exited=None, params=None))
 
 
 def test_periodic_coordinates_are_never_outside() -> None:
