@@ -22,7 +22,8 @@ class MuonAdam(torch.optim.Optimizer):
     .. math:: W \leftarrow W - 0.2\, \eta \sqrt{\max(m, n)}\; U V^T ,
 
     the work of :class:`torch.optim.Muon`: steps of the size that Adam's have, in all directions alike. The small
-    networks of continuous flows learn in a third of the updates.
+    networks of continuous flows learn in a third of the updates. Too large a rate shows late: the loss falls, weights
+    grow, and the function gets rough. Where longer training does not help, try a quarter of the rate.
 
     Pass the class to :func:`~pyro_boltzmann.fit`: ``optimizer=lambda p: MuonAdam(p, lr=1e-2, matrix_lr=3e-2)``.
 
