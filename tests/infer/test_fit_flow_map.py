@@ -92,13 +92,13 @@ def test_the_atom_on_a_clamped_end_has_its_mass() -> None:
     n = 20_000
     x0 = uniform(n, 1, -1.0, 1.0, seed=9)
     free = x0 + torch.randn(n, 1, generator=Generator().manual_seed(10))
-    flow_map = small_map(boundaries=[Clamped(0, low=0.0)])
-    fit_flow_map(flow_map, Ends(x0, 1.0, free.clamp_min(0.0)), num_steps=200, learning_rate=1e-2, progress=False)
+    flow_map = small_map(boundaries=[Clamped(0, low=-1.0)])
+    fit_flow_map(flow_map, Ends(x0, 1.0, free.clamp_min(-1.0)), num_steps=200, learning_rate=1e-2, progress=False)
     grid = torch.linspace(-0.9, 0.9, 19).unsqueeze(-1)
     with torch.no_grad():
-        atom = flow_map.log_prob(torch.zeros(19, 1), grid, 1.0).exp()
-        share = (flow_map.sample(grid.repeat(500, 1), 1.0) == 0.0).double().reshape(500, 19).mean(0)
-    exact = torch.special.ndtr(-grid[:, 0])
+        atom = flow_map.log_prob(torch.full((19, 1), -1.0), grid, 1.0).exp()
+        share = (flow_map.sample(grid.repeat(500, 1), 1.0) == -1.0).double().reshape(500, 19).mean(0)
+    exact = torch.special.ndtr(-1.0 - grid[:, 0])
     assert float((atom - exact).square().mean().sqrt()) < 0.02
     assert bool(((share - atom).abs() < 4.5 * (atom * (1.0 - atom) / 500).sqrt() + 0.01).all())
 
