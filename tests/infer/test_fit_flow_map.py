@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from pyro_boltzmann.exceptions import CheckpointError, ShapeError
 from pyro_boltzmann.infer import fit_flow_map
-from pyro_boltzmann.sde import Absorbing, Clamped, FlowMap
+from pyro_boltzmann.sde import Absorbing, Clamped, FlowMap, Reflecting
 
 
 class Ends:
@@ -124,6 +124,8 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch:
     data = ornstein_uhlenbeck(200, 1, torch.ones(200))
     settings: dict[str, Any] = {"num_steps": 12, "batch_size": 64, "validate_every": 4, "progress": False, "seed": 3}
 
+    mirror = [Reflecting(0, low=-100.0)]
+
     def fresh(seed: int) -> FlowMap:
         torch.manual_seed(seed)
         return small_map(dropout=0.2)
@@ -151,6 +153,9 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch:
         assert torch.equal(again.state_dict()[name], tensor), name
     with pytest.raises(CheckpointError, match="learning_rate"):
         fit_flow_map(again, data, checkpoint=file, learning_rate=1.0, **settings)
+    for other, name in ((small_map(dropout=0.1), "network"), (small_map(boundaries=mirror, dropout=0.2), "boundaries")):
+        with pytest.raises(CheckpointError, match=f"differs in {name}"):
+            fit_flow_map(other, data, checkpoint=file, **settings)
 
 
 def test_patience_ends_a_run_that_learns_nothing() -> None:
