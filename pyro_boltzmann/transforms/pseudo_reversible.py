@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -167,30 +168,38 @@ class PseudoReversibleFlow(ConditionalTransformModule):
         tolerance: float | None = None,
         max_evaluations: int = 30,
     ) -> PolishResult:
-        r"""The states with :math:`h(x_0, y) = z`, by Newton's method from :math:`g(x_0, z)`.
+        r"""The states with :math:`h(x_0, y) = z`, by Newton's method from :math:`g(x_0, z)`, in double precision.
 
-        Rows that do not converge, and rows where the determinant has the sign that it has on the minority of the data,
-        are counted in the result.
+        A flow of single precision rounds the solutions; the residual of the result is that of what is left. Rows that
+        do not converge, and rows where the determinant has the sign that it has on the minority of the data, are
+        counted in the result.
 
         :param z: ``(*batch, dim)``, broadcast with ``x0`` ``(*batch, context_dim)``.
         """
         context, rows, batch = self._latent_rows(z, x0, time)
         with torch.no_grad():
             start = self.g(context, rows)
+        is_double = rows.dtype == torch.float64
+        h = self.h if is_double else copy.deepcopy(self.h).double()
+        context, exact = context.double(), rows.double()
         found = polish(
-            self.h,
+            h,
             context,
-            rows,
-            start,
+            exact,
+            start.double(),
             orientation=int(self.orientation),
             tolerance=tolerance,
             max_evaluations=max_evaluations,
         )
+        y, residual = found.y.to(rows.dtype), found.residual
+        if not is_double:
+            with torch.no_grad():
+                residual = (h(context, y.double()) - exact).abs().amax(-1).nan_to_num(nan=torch.inf).to(rows.dtype)
         return PolishResult(
-            self.units.original(found.y).view(*batch, self.dim),
+            self.units.original(y).view(*batch, self.dim),
             found.converged.view(batch),
             found.is_fold.view(batch),
-            found.residual.view(batch),
+            residual.view(batch),
             found.evaluations,
         )
 

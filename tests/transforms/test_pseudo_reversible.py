@@ -162,14 +162,17 @@ def near_pair(dtype=torch.float64):
     return flow.to(dtype)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])
 def test_polished_samples_follow_h(dtype, tolerance):
     flow = near_pair(dtype)
     x0, z = torch.randn(400, 2, dtype=dtype), torch.randn(400, 3, dtype=dtype)
     result = flow.polish(z, x0)
     assert bool(result.accepted.all()) and result.evaluations <= 20
+    assert result.y.dtype == result.residual.dtype == dtype and float(result.residual.max()) <= tolerance
     with torch.no_grad():
-        assert float((flow.condition(x0).inv(result.y) - z).abs().max()) <= tolerance
+        # In double precision also for a flow of single precision: its own h has rounding errors of this size.
+        exact = copy.deepcopy(flow).double().condition(x0.double())
+        assert float((exact.inv(result.y.double()) - z).abs().max()) <= tolerance
         flow.polished = False
         rough = flow.condition(x0)
         assert float((rough.inv(rough(z)) - z).abs().max()) > 1e-2
