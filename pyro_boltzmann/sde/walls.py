@@ -22,11 +22,12 @@ class _AtMost(constraints.less_than):
     """``less_than`` with its end, on which there may be an atom; torch has the other side only."""
 
     def check(self, value: Tensor) -> Tensor:
-        return value <= self.upper_bound
+        inside: Tensor = value <= self.upper_bound
+        return inside
 
 
-@biject_to.register(_AtMost)
-@transform_to.register(_AtMost)
+@biject_to.register(_AtMost)  # type: ignore[untyped-decorator]
+@transform_to.register(_AtMost)  # type: ignore[untyped-decorator]
 def _from_real(constraint: _AtMost) -> Transform:
     return ComposeTransform([ExpTransform(), AffineTransform(constraint.upper_bound, -1.0)])
 
@@ -119,7 +120,7 @@ class Walls:
             elif math.isinf(high):
                 parts.append(constraints.greater_than_eq(low))
             elif math.isinf(low):
-                parts.append(_AtMost(high))
+                parts.append(_AtMost(high))  # type: ignore[no-untyped-call]
             else:
                 parts.append(constraints.interval(low, high))
         return constraints.independent(constraints.cat(parts, dim=-1, lengths=[1] * self.event_dim), 1)
