@@ -1,4 +1,4 @@
-"""Errors raised by pyro_boltzmann. Each message says what was expected, what came, and how to mend it."""
+"""Errors and warnings raised by pyro_boltzmann. Each message says what was expected, what came, and how to mend it."""
 
 __all__ = [
     "CheckpointError",
@@ -8,6 +8,7 @@ __all__ = [
     "NonFiniteEnergyError",
     "OutOfTimeError",
     "OutputError",
+    "OutsideDomainWarning",
     "PyroBoltzmannError",
     "ReportError",
     "ShapeError",
@@ -68,3 +69,7 @@ class ReportError(PyroBoltzmannError, ValueError):
 
 class SolverError(PyroBoltzmannError, RuntimeError):
     """A differential equation could not be integrated to the accuracy asked for."""
+
+
+class OutsideDomainWarning(UserWarning):
+    """A map of an equation was asked about initial states, times or parameters that it was not trained on."""

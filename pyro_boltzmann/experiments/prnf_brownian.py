@@ -182,7 +182,10 @@ class _Work:
         model: FlowMap | PseudoReversibleFlow
         if kind == NETWORK:
             model, cost = learn_pair(
-                lambda: PseudoReversibleFlow(1, hidden_dims=(width, width), penalty=STUDY_PENALTY, skip=True),
+                # The grid asks a little beyond few pairs.
+                lambda: PseudoReversibleFlow(
+                    1, hidden_dims=(width, width), penalty=STUDY_PENALTY, skip=True, outside="warn"
+                ),
                 data,
                 checkpoint=None,
                 seed=seed,

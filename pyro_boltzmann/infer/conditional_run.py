@@ -65,7 +65,8 @@ class ConditionalRun:
         self.clip_norm, self.has_baseline = clip_norm, has_baseline
         shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         decay = {"weight_decay": weight_decay, "clip_norm": clip_norm, "batch_size": batch_size}
-        self.settings = {**settings, **decay, "num_held_out": len(held), "model": shapes, "data": _fingerprint(rows)}
+        of_model = {"network": repr(model), "model": shapes}
+        self.settings = {**settings, **decay, **of_model, "num_held_out": len(held), "data": _fingerprint(rows)}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the model has no parameter to train")

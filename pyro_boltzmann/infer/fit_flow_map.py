@@ -106,7 +106,12 @@ def fit_flow_map(
             kept,
             shown,
             order_seed=seed,
-            settings={"learning_rate": learning_rate, "validate_every": validate_every, "seed": seed},
+            settings={
+                "learning_rate": learning_rate,
+                "validate_every": validate_every,
+                "seed": seed,
+                "boundaries": repr(flow_map.walls.boundaries),
+            },
             rate=rate,
             batch_size=batch_size,
             look_size=CHUNK,

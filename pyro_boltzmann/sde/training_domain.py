@@ -9,11 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_boltzmann.exceptions import OutsideDomainWarning
+
 __all__ = ["OutsideDomainWarning", "TrainingDomain"]
-
-
-class OutsideDomainWarning(UserWarning):
-    """A flow map was asked about initial states, times or parameters that it was not trained on."""
 
 
 class TrainingDomain(nn.Module):

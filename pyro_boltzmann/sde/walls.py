@@ -9,12 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, Transform
 from torch.nn import functional
 
 from pyro_boltzmann.sde.boundaries import Absorbing, Boundary, Clamped, Periodic, Reflecting, check_boundaries
 
 __all__ = ["Preimages", "Walls"]
+
+
+class _AtMost(constraints.less_than):
+    """``less_than`` with its end, on which there may be an atom; torch has the other side only."""
+
+    def check(self, value: Tensor) -> Tensor:
+        inside: Tensor = value <= self.upper_bound
+        return inside
+
+
+@biject_to.register(_AtMost)  # type: ignore[untyped-decorator]
+@transform_to.register(_AtMost)  # type: ignore[untyped-decorator]
+def _from_real(constraint: _AtMost) -> Transform:
+    return ComposeTransform([ExpTransform(), AffineTransform(constraint.upper_bound, -1.0)])
 
 
 @dataclass(frozen=True)
@@ -103,9 +118,9 @@ class Walls:
             if math.isinf(low) and math.isinf(high):
                 parts.append(constraints.real)
             elif math.isinf(high):
-                parts.append(constraints.greater_than(low))
+                parts.append(constraints.greater_than_eq(low))
             elif math.isinf(low):
-                parts.append(constraints.less_than(high))
+                parts.append(_AtMost(high))  # type: ignore[no-untyped-call]
             else:
                 parts.append(constraints.interval(low, high))
         return constraints.independent(constraints.cat(parts, dim=-1, lengths=[1] * self.event_dim), 1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Size, Tensor
 
-from pyro_boltzmann.exceptions import ShapeError, SolverError
+from pyro_boltzmann.exceptions import OutsideDomainWarning, ShapeError, SolverError
 from pyro_boltzmann.transforms.fused import FusedTransform
 from pyro_boltzmann.transforms.polishing import PolishResult, polish
 from pyro_boltzmann.transforms.pseudo_reversible_checks import (
@@ -24,6 +26,10 @@ from pyro_boltzmann.transforms.standardisation import Standardisation
 from pyro_boltzmann.transforms.tanh_network import ConditionalMap, TanhNetwork
 
 __all__ = ["PseudoReversibleFlow", "PseudoReversibleTransform"]
+
+MARGIN = 0.02
+"""Share of its width by which the box of the training data is widened on each side: extremes of a sample lie inside
+those of its law."""
 
 
 class PseudoReversibleFlow(ConditionalTransformModule):
@@ -45,6 +51,10 @@ class PseudoReversibleFlow(ConditionalTransformModule):
     reach every z has less. :meth:`mass`, :meth:`folds`, :meth:`round_trip` and :meth:`density_gap` measure what is
     hoped for.
 
+    Questions about initial states (and times) outside of the box of the training data, a little widened, are refused;
+    with ``outside="warn"`` they are answered with an :class:`~pyro_boltzmann.exceptions.OutsideDomainWarning`, and
+    :meth:`extrapolates` tells which rows.
+
     :param dim: dimension of the state y.
     :param context_dim: dimension of :math:`x_0` (with parameters of the equation behind it, if any); as the state's if
         left out.
@@ -56,6 +66,8 @@ class PseudoReversibleFlow(ConditionalTransformModule):
     :param time: the one time that the map is for; other times are refused.
     :param takes_time: whether the time is one more number of the context instead.
     :param polished: whether the transforms that :meth:`condition` returns polish their samples.
+    :param outside: ``"raise"`` or ``"warn"``.
+    :raises ValueError: for settings that are not usable, and for questions outside of the training data.
 
     Source: Yang et al., arXiv 2306.05580 (SIAM J. Sci. Comput. 46(4), C508), section 3.
 
@@ -80,13 +92,16 @@ class PseudoReversibleFlow(ConditionalTransformModule):
         time: float | None = None,
         takes_time: bool = False,
         polished: bool = False,
+        outside: str = "raise",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if not penalty >= 0.0:
             raise ValueError(f"the weight of the reversibility penalty must not be negative, got {penalty}")
         if takes_time and time is not None:
             raise ValueError(f"a flow is for one time or takes the time, not both; got takes_time=True and time={time}")
-        self.dim = int(dim)
+        if outside not in ("raise", "warn"):
+            raise ValueError(f'outside must be "raise" or "warn", got {outside!r}')
+        self.dim, self.outside = int(dim), outside
         self.context_dim = self.dim if context_dim is None else int(context_dim)
         self.penalty, self.time, self.takes_time, self.polished = penalty, time, takes_time, polished
         inputs = self.context_dim + int(takes_time)
@@ -108,7 +123,7 @@ class PseudoReversibleFlow(ConditionalTransformModule):
 
         In training mode the sign that most determinants have is kept as the flow's orientation.
         """
-        context, target, _ = self._rows(y, x0, time)
+        context, target, _ = self._rows(y, x0, time, is_checked=False)
         z, log_abs_det, sign = self.h.value_and_log_det(context, target)
         if self.training:
             self.orientation.copy_(sign.detach().sum().sign())
@@ -153,30 +168,38 @@ class PseudoReversibleFlow(ConditionalTransformModule):
         tolerance: float | None = None,
         max_evaluations: int = 30,
     ) -> PolishResult:
-        r"""The states with :math:`h(x_0, y) = z`, by Newton's method from :math:`g(x_0, z)`.
+        r"""The states with :math:`h(x_0, y) = z`, by Newton's method from :math:`g(x_0, z)`, in double precision.
 
-        Rows that do not converge, and rows where the determinant has the sign that it has on the minority of the data,
-        are counted in the result.
+        A flow of single precision rounds the solutions; the residual of the result is that of what is left. Rows that
+        do not converge, and rows where the determinant has the sign that it has on the minority of the data, are
+        counted in the result.
 
         :param z: ``(*batch, dim)``, broadcast with ``x0`` ``(*batch, context_dim)``.
         """
         context, rows, batch = self._latent_rows(z, x0, time)
         with torch.no_grad():
             start = self.g(context, rows)
+        is_double = rows.dtype == torch.float64
+        h = self.h if is_double else copy.deepcopy(self.h).double()
+        context, exact = context.double(), rows.double()
         found = polish(
-            self.h,
+            h,
             context,
-            rows,
-            start,
+            exact,
+            start.double(),
             orientation=int(self.orientation),
             tolerance=tolerance,
             max_evaluations=max_evaluations,
         )
+        y, residual = found.y.to(rows.dtype), found.residual
+        if not is_double:
+            with torch.no_grad():
+                residual = (h(context, y.double()) - exact).abs().amax(-1).nan_to_num(nan=torch.inf).to(rows.dtype)
         return PolishResult(
-            self.units.original(found.y).view(*batch, self.dim),
+            self.units.original(y).view(*batch, self.dim),
             found.converged.view(batch),
             found.is_fold.view(batch),
-            found.residual.view(batch),
+            residual.view(batch),
             found.evaluations,
         )
 
@@ -188,11 +211,12 @@ class PseudoReversibleFlow(ConditionalTransformModule):
 
     @torch.no_grad()
     def extrapolates(self, x0: Tensor, time: Tensor | float | None = None) -> Tensor:
-        """Whether initial states (and times) lie outside of the box of the training data, ``(*batch)``.
+        """Whether initial states (and times) lie outside of the box of the training data, widened by 2 % of its width
+        on each side, ``(*batch)``.
 
         What the networks say there was learned nowhere, also where the equation is periodic."""
         context, batch = self._context(x0, time, x0.shape[:-1])
-        return self.context_units.outside(context).view(batch)
+        return self.context_units.outside(context, MARGIN).view(batch)
 
     @torch.no_grad()
     def round_trip(self, y: Tensor, x0: Tensor, time: Tensor | float | None = None) -> Tensor:
@@ -206,6 +230,7 @@ class PseudoReversibleFlow(ConditionalTransformModule):
         r""":math:`\int \hat p(y \mid x_0)\, dy` and its standard error, ``(*batch)`` each, by importance sampling: see
         :func:`estimate_mass`."""
         context, batch = self._context(x0, time, x0.shape[:-1])
+        self._check_inside(context)
         return estimate_mass(self.h, self.g, self.context_units.standard(context), self.dim, num_samples).view(batch)
 
     @torch.no_grad()
@@ -224,16 +249,39 @@ class PseudoReversibleFlow(ConditionalTransformModule):
 
     # Rows ---------------------------------------------------------------------------------------------------------
 
-    def _rows(self, y: Tensor, x0: Tensor, time: Tensor | float | None) -> tuple[Tensor, Tensor, Size]:
+    def _rows(
+        self, y: Tensor, x0: Tensor, time: Tensor | float | None, *, is_checked: bool = True
+    ) -> tuple[Tensor, Tensor, Size]:
         """Standardised contexts and states, a row each, and the batch shape that they had."""
-        context, state, batch = self._latent_rows(y, x0, time)
+        context, state, batch = self._latent_rows(y, x0, time, is_checked=is_checked)
         return context, self.units.standard(state), batch
 
-    def _latent_rows(self, z: Tensor, x0: Tensor, time: Tensor | float | None) -> tuple[Tensor, Tensor, Size]:
+    def _latent_rows(
+        self, z: Tensor, x0: Tensor, time: Tensor | float | None, *, is_checked: bool = True
+    ) -> tuple[Tensor, Tensor, Size]:
         if z.dim() < 1 or z.shape[-1] != self.dim:
             raise ShapeError(f"this flow expects states of shape (*batch, {self.dim}), got {tuple(z.shape)}")
         context, batch = self._context(x0, time, z.shape[:-1])
+        if is_checked:
+            self._check_inside(context)
         return self.context_units.standard(context), z.expand(*batch, -1).reshape(-1, self.dim), batch
+
+    def _check_inside(self, context: Tensor) -> None:
+        """Refuse or flag rows outside of the box of the training data."""
+        outside = self.context_units.outside(context.detach(), MARGIN)
+        if not bool(outside.any()):
+            return
+        names = [*(f"x0[{i}]" for i in range(self.context_dim)), *(["time"] if self.takes_time else [])]
+        low, high = self.context_units.low.tolist(), self.context_units.high.tolist()
+        box = ", ".join(f"{name} in [{a:.6g}, {b:.6g}]" for name, a, b in zip(names, low, high, strict=True))
+        message = (
+            f"{int(outside.sum())} of {len(outside)} rows lie outside of the training data, {box}, for example "
+            f"{[round(value, 6) for value in context[outside][0].tolist()]}; train on data that cover them, or set "
+            'outside="warn" to extrapolate'
+        )
+        if self.outside == "raise":
+            raise ValueError(message)
+        warnings.warn(message, OutsideDomainWarning, stacklevel=4)
 
     def _context(self, x0: Tensor, time: Tensor | float | None, batch: Size) -> tuple[Tensor, Size]:
         """Contexts as rows, broadcast against ``batch``."""

@@ -59,9 +59,14 @@ class Standardisation(nn.Module):
         self.low.copy_(x.detach().amin(0))
         self.high.copy_(x.detach().amax(0))
 
-    def outside(self, x: Tensor) -> Tensor:
-        """Whether rows lie outside of the box of the data that :meth:`fit` saw: ``(*batch, dim)`` to ``(*batch)``."""
-        return ((x < self.low) | (x > self.high)).any(-1)
+    def outside(self, x: Tensor, margin: float = 0.0) -> Tensor:
+        """Whether rows lie outside of the box of the data that :meth:`fit` saw: ``(*batch, dim)`` to ``(*batch)``. NaN
+        does.
+
+        :param margin: by which the box is widened on each side, as a share of its width.
+        """
+        slack = margin * (self.high - self.low) if margin else 0.0
+        return ~((x >= self.low - slack) & (x <= self.high + slack)).all(-1)
 
     def standard(self, x: Tensor) -> Tensor:
         """Data to standard units."""

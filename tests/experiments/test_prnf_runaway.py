@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
+from pyro_boltzmann.diagnostics import Metric
 from pyro_boltzmann.experiments.absorbed_companion import draw_absorbed, exact_survivors
 from pyro_boltzmann.experiments.exit_histories import (
     ExitHistory,
@@ -19,6 +21,7 @@ from pyro_boltzmann.experiments.exit_histories import (
 )
 from pyro_boltzmann.experiments.exit_scores import compare_histories, fraction_deviations
 from pyro_boltzmann.experiments.prnf_runaway import PLAN
+from pyro_boltzmann.experiments.prnf_runaway_page import asked_of, largest_ratio
 from pyro_boltzmann.sde import AbsorbedBrownianTransition, FlowMap, TransitionData
 from pyro_boltzmann.sde.systems import absorbed_brownian_motion
 
@@ -104,6 +107,24 @@ def test_scores_of_histories() -> None:
     assert scores["other"]["exits_deviations"][0] == pytest.approx(expected)
     assert fraction_deviations([0.0], [0.0], 10, 10) == [0.0]
     assert sum(scores["same"]["histograms"][0]) == 800
+
+
+def test_the_bound_of_the_largest_distance_is_that_of_kolmogorovs_law() -> None:
+    law = stats.kstwobign()
+    for number in (1, 120):
+        assert largest_ratio(number) == pytest.approx(law.isf(1e-5 / number) / law.mean(), rel=1e-4)
+
+
+def test_marginals_beyond_their_floor_are_told() -> None:
+    def rows(deviation: float, ratio: float) -> dict[str, Metric]:
+        return {
+            "exit_deviation": Metric(deviation),
+            "runaway_deviation": Metric(1.0),
+            "ks_ratio": Metric(ratio),
+        }
+
+    asked = asked_of({"good": rows(4.4, 3.3), "bad": rows(4.6, 3.4)}, 120)
+    assert [row.is_met for row in asked] == [True, True, True, False, True, False]
 
 
 def test_a_shortened_plan_keeps_enough_of_everything() -> None:

@@ -118,6 +118,16 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         fit_conditional(flow, x0, y + 1, num_epochs=2, batch_size=64, checkpoint=file, progress=False)
 
 
+@pytest.mark.parametrize("other", [{"skip": True}, {"penalty": 1.0}, {"probes": 2}])
+def test_a_checkpoint_of_another_network_of_these_shapes_is_refused(tmp_path, other):
+    file = tmp_path / "run.safetensors"
+    small_fit(1, checkpoint=file)
+    flow = PseudoReversibleFlow(1, hidden_dims=(8, 8), **other)
+    settings = {"batch_size": 64, "schedule": "constant", "weight_decay": 1e-3, "seed": 2, "progress": False}
+    with pytest.raises(CheckpointError, match="which differs in network;"):
+        fit_conditional(flow, *pairs(), num_epochs=2, checkpoint=file, **settings)
+
+
 class Bowl(nn.Module):
     """A loss that grows on held-out rows after the third epoch."""
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from pyro_boltzmann.exceptions import CheckpointError, ShapeError
 from pyro_boltzmann.infer import fit_flow_map
-from pyro_boltzmann.sde import Absorbing, Clamped, FlowMap
+from pyro_boltzmann.sde import Absorbing, Clamped, FlowMap, Reflecting
 
 
 class Ends:
@@ -92,13 +92,13 @@ def test_the_atom_on_a_clamped_end_has_its_mass() -> None:
     n = 20_000
     x0 = uniform(n, 1, -1.0, 1.0, seed=9)
     free = x0 + torch.randn(n, 1, generator=Generator().manual_seed(10))
-    flow_map = small_map(boundaries=[Clamped(0, low=0.0)])
-    fit_flow_map(flow_map, Ends(x0, 1.0, free.clamp_min(0.0)), num_steps=200, learning_rate=1e-2, progress=False)
+    flow_map = small_map(boundaries=[Clamped(0, low=-1.0)])
+    fit_flow_map(flow_map, Ends(x0, 1.0, free.clamp_min(-1.0)), num_steps=200, learning_rate=1e-2, progress=False)
     grid = torch.linspace(-0.9, 0.9, 19).unsqueeze(-1)
     with torch.no_grad():
-        atom = flow_map.log_prob(torch.zeros(19, 1), grid, 1.0).exp()
-        share = (flow_map.sample(grid.repeat(500, 1), 1.0) == 0.0).double().reshape(500, 19).mean(0)
-    exact = torch.special.ndtr(-grid[:, 0])
+        atom = flow_map.log_prob(torch.full((19, 1), -1.0), grid, 1.0).exp()
+        share = (flow_map.sample(grid.repeat(500, 1), 1.0) == -1.0).double().reshape(500, 19).mean(0)
+    exact = torch.special.ndtr(-1.0 - grid[:, 0])
     assert float((atom - exact).square().mean().sqrt()) < 0.02
     assert bool(((share - atom).abs() < 4.5 * (atom * (1.0 - atom) / 500).sqrt() + 0.01).all())
 
@@ -123,6 +123,8 @@ def test_every_row_is_shown_once_an_epoch_and_rows_held_back_never(monkeypatch: 
 def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ornstein_uhlenbeck(200, 1, torch.ones(200))
     settings: dict[str, Any] = {"num_steps": 12, "batch_size": 64, "validate_every": 4, "progress": False, "seed": 3}
+
+    mirror = [Reflecting(0, low=-100.0)]
 
     def fresh(seed: int) -> FlowMap:
         torch.manual_seed(seed)
@@ -151,6 +153,9 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch:
         assert torch.equal(again.state_dict()[name], tensor), name
     with pytest.raises(CheckpointError, match="learning_rate"):
         fit_flow_map(again, data, checkpoint=file, learning_rate=1.0, **settings)
+    for other, name in ((small_map(dropout=0.1), "network"), (small_map(boundaries=mirror, dropout=0.2), "boundaries")):
+        with pytest.raises(CheckpointError, match=f"differs in {name}"):
+            fit_flow_map(other, data, checkpoint=file, **settings)
 
 
 def test_patience_ends_a_run_that_learns_nothing() -> None:

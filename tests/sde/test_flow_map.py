@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_boltzmann.exceptions import ShapeError
-from pyro_boltzmann.sde import Absorbing, Boundary, FlowMap, OutsideDomainWarning, Periodic, Reflecting
+from pyro_boltzmann.sde import Absorbing, Boundary, Clamped, FlowMap, OutsideDomainWarning, Periodic, Reflecting
 
 
 def roughened(flow_map: FlowMap, size: float = 0.15) -> FlowMap:
@@ -214,6 +214,18 @@ def test_shapes_and_precision_are_checked() -> None:
         flow_map.sample(torch.zeros(4, 2), 1.0, torch.zeros(4, 1))
     with pytest.raises(ValueError, match="time must be positive"):
         FlowMap(2, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("boundary", [Clamped(0, low=0.5), Clamped(0, high=0.5), Absorbing(0, low=0.5)])
+def test_states_on_the_ends_are_scored_by_the_distribution(boundary: Boundary) -> None:
+    flow_map = FlowMap(1, 1.0, boundaries=[boundary])
+    y, x0 = torch.tensor([[0.5], [0.5]]), torch.tensor([[0.6], [0.9]] if boundary.low else [[0.4], [0.1]])
+    with torch.no_grad():
+        scored = flow_map.condition(x0, 1.0).log_prob(y)
+        torch.testing.assert_close(scored, flow_map.log_prob(y, x0, 1.0))
+    if isinstance(boundary, Clamped):
+        atoms = torch.special.ndtr(-(x0 - 0.5).abs()).squeeze(-1)
+        torch.testing.assert_close(scored.exp(), atoms, rtol=1e-3, atol=1e-3)
 
 
 def test_the_law_as_a_distribution() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, biject_to
 
 from pyro_boltzmann.sde import Absorbing, Boundary, Clamped, Periodic, Reflecting, Walls
 
@@ -68,6 +68,20 @@ def test_draws_lie_inside_and_follow_the_density(name: str) -> None:
         exact += float(log_density(walls, torch.tensor([[low]], dtype=torch.float64)).exp())
     share = float((y < middle).double().mean())
     assert abs(share - exact) < 4.5 * math.sqrt(exact * (1.0 - exact) / 20_000) + 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_support_has_its_ends_and_nothing_beyond(name: str) -> None:
+    """Atoms lie on the ends, so a distribution that validates must take them."""
+    boundaries = CASES[name][0]
+    walls = Walls(boundaries, 1)
+    for boundary in boundaries:
+        for side, end in boundary.ends.items():
+            beyond = end - 1e-3 if side == "low" else end + 1e-3
+            checked = walls.support.check(torch.tensor([[end], [beyond]], dtype=torch.float64))
+            assert checked.tolist() == [True, False]
+    y = biject_to(walls.support)(torch.linspace(-3.0, 3.0, 7, dtype=torch.float64).unsqueeze(-1))
+    assert bool(walls.contains(y).all()) and bool((y[1:] != y[:-1]).all())
 
 
 def test_no_mass_outside() -> None:
