@@ -62,6 +62,12 @@ class SourceProblem:
         """d."""
         return self.system.sde.event_dim
 
+    @property
+    def settings(self) -> list[float | str | None]:
+        """All but the equation."""
+        numbers = (self.system.time, self.prior_loc, self.prior_scale, self.num_observed, self.noise, self.num_steps)
+        return [*numbers, self.scheme, self.period]
+
     def observations(self, seed: int) -> Tensor:
         """``(num_observed, d)``, from a source half a prior width from the middle, of width 0.7."""
         with seeded(seed):

@@ -88,8 +88,9 @@ def run(
     share = min(1.0, (minutes or PLAN.minutes) / PLAN.minutes)
     work = _Work(seed, share, num_samples or max(1000, round(NUM_TEST * share)), out)
     out.mkdir(parents=True, exist_ok=True)
+    lengths = f"{PLAN}, {(HALF_WIDTH, TIME, STUDY_PENALTY, STUDY_RATE, STUDY_WIDTH, PENALTIES, SIZES, WIDTHS)}"
     parts = FinishedParts(
-        out / "parts.json", {"seed": seed, "share": share, "num_test": work.num_test, "plan": str(PLAN)}
+        out / "parts.json", {"seed": seed, "share": share, "num_test": work.num_test, "plan": lengths}
     )
     jobs: dict[str, Callable[[], dict[str, Any]]] = {HEADLINE: work.flow_map}
     jobs |= {f"penalty {penalty:g}": partial(work.penalty, penalty) for penalty in PENALTIES}

@@ -36,7 +36,9 @@ FULL_MINUTES = 20.0
 PAIRS, UPDATES = 200_000, 800
 NUTS_SAMPLES, NUTS_WARMUP = 400, 200
 GUIDE_STEPS, GUIDE_SAMPLES, PARTICLES = 1500, 10_000, 64
-
+LENGTHS = (PAIRS, UPDATES, NUTS_SAMPLES, NUTS_WARMUP, GUIDE_STEPS, PARTICLES)
+SETTINGS = {name: problem.settings for name, problem in PROBLEMS.items()}
+"""What finished parts rest on."""
 MOST_AUTOREGRESSIVE = 100
 """Latents up to which layers are autoregressive; beyond, as in the ABC flow's simulation, they are independent."""
 
@@ -56,7 +58,10 @@ def run(
     share = min(1.0, (minutes or FULL_MINUTES) / FULL_MINUTES)
     count = num_samples or max(400, round(GUIDE_SAMPLES * share))
     out.mkdir(parents=True, exist_ok=True)
-    parts = FinishedParts(out / "parts.json", {"seed": seed, "share": share, "num_samples": count})
+    parts = FinishedParts(
+        out / "parts.json",
+        {"seed": seed, "share": share, "num_samples": count, "lengths": LENGTHS, "problems": SETTINGS},
+    )
     with one_thread():
         jobs: dict[str, Callable[[], dict[str, Any]]] = {}
         for name, problem in PROBLEMS.items():

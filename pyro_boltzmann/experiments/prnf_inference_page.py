@@ -26,8 +26,11 @@ def write_inference_results(
     :param parts: what each job gave, by its name.
     """
     tables = {name: [f"{name}: {method}" for method in _METHODS] for name in PROBLEMS}
+    references = {name: f"{name}: simulator, NUTS" for name in PROBLEMS}
     models = {
-        model: _rows(parts[model], parts[f"{name}: simulator, NUTS"]) for name in PROBLEMS for model in tables[name]
+        model: _rows(parts[model], None if model == references[name] else parts[references[name]])
+        for name in PROBLEMS
+        for model in tables[name]
     }
     report = build_report(
         experiment="prnf-inference",
@@ -63,24 +66,30 @@ def write_inference_results(
     return report
 
 
-def _rows(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, Metric]:
-    """Against the exact posterior, or else against NUTS through the simulator."""
+def _rows(found: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, Metric]:
+    """Against the exact posterior, or else against NUTS through the simulator, which is ``None`` for itself."""
     mean, sd, error = (torch.tensor(found[name]) for name in ("mean", "sd", "error"))
     is_exact = "exact_mean" in found
-    truth = torch.tensor(found["exact_mean"] if is_exact else reference["mean"])
-    truth_sd = torch.tensor(found["exact_sd"] if is_exact else reference["sd"])
-    truth_error = torch.zeros_like(truth) if is_exact else torch.tensor(reference["error"])
-    combined = (error.square() + truth_error.square()).sqrt().clamp_min(1e-12)
     rows = {
-        "mean_deviation": Metric(float(((mean - truth).abs() / combined).max())),
-        "mean_error": Metric(float(((mean - truth).abs() / truth_sd).max())),
-        "sd_ratio": Metric(float((sd / truth_sd)[(sd / truth_sd).log().abs().argmax()]), truth=1.0),
         "ess_per_second": Metric(found["ess_per_second"]),
         "cpu_seconds": Metric(found["cpu_seconds"]),
     }
     if found["outside"] is not None:
         rows["outside"] = Metric(found["outside"])
-    return rows | {name: from_plain(row) for name, row in found.get("rows", {}).items()}
+    rows |= {name: from_plain(row) for name, row in found.get("rows", {}).items()}
+    if not is_exact and reference is None:
+        why = "this run is the reference of the others"
+        return {name: Metric(None, reason=why) for name in ("mean_deviation", "mean_error", "sd_ratio")} | rows
+    reference = reference or {}
+    truth = torch.tensor(found["exact_mean"] if is_exact else reference["mean"])
+    truth_sd = torch.tensor(found["exact_sd"] if is_exact else reference["sd"])
+    truth_error = torch.zeros_like(truth) if is_exact else torch.tensor(reference["error"])
+    combined = (error.square() + truth_error.square()).sqrt().clamp_min(1e-12)
+    return {
+        "mean_deviation": Metric(float(((mean - truth).abs() / combined).max())),
+        "mean_error": Metric(float(((mean - truth).abs() / truth_sd).max())),
+        "sd_ratio": Metric(float((sd / truth_sd)[(sd / truth_sd).log().abs().argmax()]), truth=1.0),
+    } | rows
 
 
 def _failures(rows: dict[str, Metric]) -> list[str]:

@@ -86,8 +86,9 @@ def run(
     share = min(1.0, (minutes or PLAN.minutes) / PLAN.minutes)
     work = _Work(seed, share, num_samples or max(1000, round(NUM_TEST * share)), out)
     out.mkdir(parents=True, exist_ok=True)
+    lengths = f"{PLAN}, {(HALF_WIDTH, TIME, DIMS, PAIR_DIMS, TIMES, NUM_STATES, NUM_STARTS, MASS_DRAWS)}"
     parts = FinishedParts(
-        out / "parts.json", {"seed": seed, "share": share, "num_test": work.num_test, "plan": str(PLAN)}
+        out / "parts.json", {"seed": seed, "share": share, "num_test": work.num_test, "plan": lengths}
     )
     jobs: dict[str, Callable[[], dict[str, Any]]] = {f"flow map, d = {d}": partial(work.flow_map, d) for d in DIMS}
     jobs |= {f"pseudo-reversible, d = {d}": partial(work.pair, d) for d in PAIR_DIMS}

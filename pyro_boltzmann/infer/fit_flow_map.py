@@ -57,7 +57,7 @@ def fit_flow_map(
     :param flow_map: changed in place.
     :param data: initial states, times, states, exits and parameters, such as
         :func:`~pyro_boltzmann.sde.draw_transitions` gives.
-    :param num_steps: updates.
+    :param num_steps: updates. A resumed run may be given more of them; its learning rate then follows the new schedule.
     :param batch_size: rows of an update.
     :param learning_rate: its largest value.
     :param weight_decay: of all matrices but those of the linear path.
@@ -155,6 +155,14 @@ def _checked(flow_map: FlowMap, data: Transitions) -> TransitionRows:
             f"{int(outside.sum())} states of the data lie outside the boundaries {flow_map.walls.boundaries}; give the "
             "map those of the simulation"
         )
+    for index in range(flow_map.event_dim):
+        low, high = flow_map.walls.domain(index)
+        beyond = (x0[:, index] < low) | (x0[:, index] > high)
+        if flow_map.periods[index] is None and bool(beyond.any()):
+            raise ValueError(
+                f"{int(beyond.sum())} initial states of the data lie outside the boundaries of coordinate {index}, "
+                f"[{low:.6g}, {high:.6g}]; start trajectories inside, or give the map the boundaries of the simulation"
+            )
     t = t.expand(len(x0))
     with torch.no_grad():
         paths = [

@@ -187,6 +187,8 @@ def test_data_that_do_not_fit_are_refused() -> None:
         fit_flow_map(small_map(), Ends(x0, 1.0, x0 * math.nan))
     with pytest.raises(ValueError, match="outside the boundaries"):
         fit_flow_map(small_map(boundaries=[Clamped(0, low=5.0)]), Ends(x0, 1.0, x0))
+    with pytest.raises(ValueError, match=r"50 initial states of the data lie outside .* coordinate 0, \[5, inf\]"):
+        fit_flow_map(small_map(boundaries=[Clamped(0, low=5.0)]), Ends(x0 - 9.0, 1.0, x0.abs() + 5.0))
     with pytest.raises(ValueError, match="the map is for times"):
         fit_flow_map(small_map(), Ends(x0, 2.0, x0))
     with pytest.raises(ShapeError, match="at least 4 transitions"):
