@@ -162,7 +162,7 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(("name", "plan", "data"), [("dw2", DW2, "independent exact draws"), ("dw4", DW4, "tempering")])
 def test_the_page_says_how_many_draws_and_whose_data(name: str, plan: EquivariantExperiment, data: str) -> None:
     results = EquivariantResults(catalogue[name], 0, 1.0, 2000, (100, 1000), 10_000, plan.plan)
-    text = " ".join(_introduction(results, Metric(7.0)).split())
+    text = " ".join(_introduction(results, Metric(7.0), []).split())
     assert "N = 2,000 of them, and N = 10,000 of the flows of `energy alone`" in text
     assert data in text
 
