@@ -27,7 +27,9 @@ NUMBERS_IN_CACHE = 49152
 class SimulationResult:
     """Ends of trajectories.
 
-    :ivar state: ``(*batch, d)``, at the end time, or on the boundary that absorbed it.
+    :ivar state: ``(*batch, d)``, at the end time, or on the boundary that absorbed it; there its other
+        coordinates lie on the straight line between the ends of the step, at the time of the exit, so that their
+        spread lacks that of the bridge.
     :ivar exited: ``(*batch)``, whether a boundary absorbed the trajectory.
     :ivar exit_time: ``(*batch)``, infinite for those that were not absorbed.
     :ivar trajectory: ``(num_steps + 1, *batch, d)``, the first entry the initial states; ``None`` unless asked for.
