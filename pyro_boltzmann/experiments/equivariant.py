@@ -22,6 +22,7 @@ from pyro_boltzmann.experiments.equivariant_training import (
     learn_own_draws,
 )
 from pyro_boltzmann.experiments.finished_parts import FinishedParts
+from pyro_boltzmann.experiments.moved_data import moved_copies
 from pyro_boltzmann.experiments.particle_data import ParticleData, keep_particle_data
 from pyro_boltzmann.experiments.run_folder import DRAWS
 from pyro_boltzmann.experiments.run_metrics import stream_seed
@@ -45,6 +46,8 @@ class EquivariantPlan:
     :ivar energy: of each flow that learns from the energy alone.
     :ivar solver: updates of each way to solve the equation.
     :ivar seeds: of the headline.
+    :ivar moves: rounds of :func:`~pyro_boltzmann.experiments.moved_data.moved_copies` for models that know the energy:
+        about as many copies as flow matching pairs each row.
     """
 
     headline: float
@@ -52,6 +55,7 @@ class EquivariantPlan:
     energy: float
     solver: int
     seeds: int = 3
+    moves: int = 40
 
     @property
     def minutes(self) -> float:
@@ -138,17 +142,19 @@ class _Work:
     out: Path
 
     def headline(self, index: int) -> dict[str, Any]:
-        """The graph field by flow matching."""
+        """The graph field by flow matching on data, and copies of them that were moved by the energy."""
         seed, train = stream_seed(self.seed + index, "headline"), self.data.train[:HEADLINE_SIZE]
+        rows, gradients = moved_copies(self.target, train, self.plan.moves, seed=stream_seed(seed, "moves"))
         guide, cost = learn_data(
             MODELS[GRAPH],
             self.target,
-            train,
+            rows,
             self.data.validation,
             seconds=self.plan.headline * self.share,
             seed=seed,
             checkpoint=self.out / f"matching-{index}.safetensors",
         )
+        cost.gradients += gradients
         is_shown = index == 0
         return score(
             guide,
@@ -185,7 +191,9 @@ class _Work:
     def own_draws(self) -> dict[str, Any]:
         """No data but what tempering draws from the energy."""
         seed = stream_seed(self.seed, "own draws")
-        guide, cost = learn_own_draws(MODELS[GRAPH], self.target, seconds=self.plan.energy * self.share, seed=seed)
+        guide, cost = learn_own_draws(
+            MODELS[GRAPH], self.target, seconds=self.plan.energy * self.share, seed=seed, moves=self.plan.moves
+        )
         draws: dict[str, Any] = {"num_samples": OF_ENERGY * self.count, "seed": stream_seed(seed, "draws")}
         return score(guide, self.target, self.data.test, cost=cost, **draws)
 

@@ -252,10 +252,12 @@ and N = {OF_ENERGY * results.num_samples:,} of the flows of `energy alone`, whos
 field's weights are exact for its discrete map, but for draws where a step of it folds or overflows, which have weight
 zero and are counted in the report. {data}
 
-The headline is the graph field on {results.headline_size:,} configurations: flow matching on pairs aligned over
-permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), with Muon.
+The headline is the graph field on {results.headline_size:,} configurations and {plan.moves} copies of each, moved by
+Hamiltonian Monte Carlo at the energy (counted in `gradients`): flow matching on pairs aligned over permutations,
+rotations and reflections ({plan.headline * results.share:.0f} s planned), with Muon. The copies tell what lies between
+the configurations, which a flow would else overfit; the models of the sweep below learn from the configurations alone.
 Flows of `energy alone` were given no data: one learns by flow matching on draws that tempered Monte Carlo makes from
-the energy, whose cost is counted, the other by reverse KL. Below, each model has {plan.sweep * results.share:.3g} s for
+the energy and moves in the same way, whose cost is counted, the other by reverse KL. Below, each model has {plan.sweep * results.share:.3g} s for
 each size of the training set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and
 `_augmented` models are shown data that are turned, mirrored and permuted at random. Models of the sweep and the
 headline keep the state that was best on validation data. A training that other work on the machine slows is stopped

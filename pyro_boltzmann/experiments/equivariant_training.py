@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_boltzmann.diagnostics.resampling import RESAMPLERS
 from pyro_boltzmann.energies.catalogue.particles import ParticleTarget
 from pyro_boltzmann.experiments.equivariant_models import FlowModel, base_scale, symmetry_of
+from pyro_boltzmann.experiments.moved_data import moved_copies
 from pyro_boltzmann.experiments.paired_flow_matching import PairedFlowMatching
 from pyro_boltzmann.experiments.run_metrics import stream_seed
 from pyro_boltzmann.guides import AutoStochasticFlow
@@ -174,10 +175,19 @@ def learn_energy(
 
 
 def learn_own_draws(
-    model: FlowModel, target: ParticleTarget, *, seconds: float, seed: int, num_draws: int = 10_000
+    model: FlowModel,
+    target: ParticleTarget,
+    *,
+    seconds: float,
+    seed: int,
+    num_draws: int = 10_000,
+    moves: int = 0,
 ) -> tuple[AutoStochasticFlow, Cost]:
     """A flow from the energy alone: tempered SMC from a Gaussian of the base's width makes the data and, with fresh
-    particles, the held-out rows; their time and gradients count."""
+    particles, the held-out rows; their time and gradients count.
+
+    :param moves: rounds of :func:`~pyro_boltzmann.experiments.moved_data.moved_copies` of the data.
+    """
     sets, gradients, start = [], 0, (time.perf_counter(), time.process_time())
     settings: dict[str, Any] = {"proposal": base_scale(target), "progress": False}
     for name, number in (("own draws", num_draws), ("own held-out draws", 2 * CHECKED_ROWS)):
@@ -186,6 +196,8 @@ def learn_own_draws(
         rows = RESAMPLERS["systematic"](draws.log_weights, number, generator)
         sets.append(draws.info["z"][rows][torch.randperm(number, generator=generator)])
         gradients += draws.evaluations["sample"]["gradients"]
+    sets[0], made = moved_copies(target, sets[0], moves, seed=stream_seed(seed, "moves"))
+    gradients += made
     apart = (time.perf_counter() - start[0], time.process_time() - start[1])
     guide, cost = learn_data(model, target, *sets, seconds=seconds, seed=seed)
     cost.seconds, cost.cpu_seconds = cost.seconds + apart[0], cost.cpu_seconds + apart[1]
