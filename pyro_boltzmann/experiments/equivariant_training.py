@@ -27,8 +27,8 @@ CHECKS = 6
 """How often held-out data are looked at in a training."""
 CHECKED_ROWS = 500
 MOST_PAIRS = 400_000
-SLACK = 1.5
-"""A training may take this much longer than planned."""
+SLACK, MARGIN = 2.5, 120.0
+"""A training may take this much longer than planned, and so many seconds: looks at held-out data count here."""
 
 
 @dataclass
@@ -142,7 +142,7 @@ def learn_data(
         log_every=every,
         callback=best.look,
         checkpoint=checkpoint,
-        max_seconds=60.0 + SLACK * seconds,
+        max_seconds=MARGIN + SLACK * seconds,
         progress=progress,
         **settings,
     )
