@@ -258,7 +258,8 @@ rotations and reflections ({plan.headline * results.share:.0f} s planned), with 
 the configurations, which a flow would else overfit; the models of the sweep below learn from the configurations alone.
 Flows of `energy alone` were given no data: one learns by flow matching on draws that tempered Monte Carlo makes from
 the energy and moves in the same way, whose cost is counted, the other by reverse KL. Below, each model has
-{plan.sweep * results.share:.3g} s for each size of the training set: `kernel`, `embedded_atom` and `graph` know all symmetries, `plain` knows none, and
+{plan.sweep * results.share:.3g} s for each size of the training set: `kernel`, `embedded_atom` and `graph` know all
+symmetries, `plain` knows none, and
 `_augmented` models are shown data that are turned, mirrored and permuted at random. Models of the sweep and the
 headline keep the state that was best on validation data. A training that other work on the machine slows is stopped
 after {SLACK:g} times its seconds and two minutes at the latest, before its learning rate has come down: `updates`
