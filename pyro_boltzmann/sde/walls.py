@@ -275,7 +275,10 @@ def _confine(u: Tensor, low: float, high: float, scale: Tensor) -> Tensor:
     if math.isinf(low):
         return high - scale * functional.softplus((high - u) / scale)
     v = low + scale * functional.softplus((u - low) / scale)
-    return v if math.isinf(high) else v - scale * functional.softplus((u - high) / scale)
+    if math.isinf(high):
+        return v
+    # The difference of two large numbers may be rounded to beyond an end.
+    return (v - scale * functional.softplus((u - high) / scale)).clamp(low, high)
 
 
 def _release(v: Tensor, low: float, high: float, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,3 +125,16 @@ def test_dequantised_atoms_lie_beyond_their_end() -> None:
 def test_one_coordinate_cannot_be_clamped_and_reflected() -> None:
     with pytest.raises(ValueError, match="on one coordinate"):
         Walls([Clamped(0, low=0.0), Reflecting(0, high=1.0)], 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_puts_no_state_outside(name: str, dtype: torch.dtype) -> None:
+    """Absorbing ends come from a difference of two large numbers where a state lies far beyond both."""
+    boundaries, _, _ = CASES[name]
+    walls = Walls(boundaries, 1)
+    torch.manual_seed(0)
+    u = 100.0 * torch.randn(200_000, 1, dtype=dtype) * torch.rand(200_000, 1, dtype=dtype).square()
+    y = walls.fold(u, 10.0 ** (2.0 * torch.rand(200_000, 1, dtype=dtype) - 1.5))
+    assert walls.contains(y).all()
+    assert torch.isfinite(walls.unfold(y[:1000], SCALE.to(dtype)).u).all()
