@@ -36,12 +36,15 @@ class ExitHistory:
     :ivar size: of the ensemble.
     :ivar survivors: states at these times of those that have not exited, ``(n_k, d)``.
     :ivar seconds: CPU time.
+    :ivar outside: states that a map left outside of what it was trained on, and that went on from the nearest state
+        inside.
     """
 
     times: list[float]
     size: int
     survivors: list[Tensor]
     seconds: float
+    outside: int = 0
 
     @property
     def exits(self) -> list[float]:
@@ -72,15 +75,20 @@ def composed_history(
     :param stride: the time of the map.
     :param every: strides between two looks.
     """
-    begin, x, kept = clock.process_time(), x0, []
+    begin, x, kept, outside = clock.process_time(), x0, [], 0
+    low, high = flow_map.domain.low[: x0.shape[-1]], flow_map.domain.high[: x0.shape[-1]]
     with seeded(seed):
         for number in range(1, num_strides + 1):
+            if number > 1:
+                nearest = x.clamp(low, high)
+                outside += int((nearest != x).any(-1).sum())
+                x = nearest
             state, exited = _move(flow_map, x, stride)
             x = state[~exited]
             if number % every == 0:
                 kept.append(x)
     times = [stride * every * number for number in range(1, len(kept) + 1)]
-    return ExitHistory(times, len(x0), kept, clock.process_time() - begin)
+    return ExitHistory(times, len(x0), kept, clock.process_time() - begin, outside)
 
 
 @torch.no_grad()

@@ -77,6 +77,7 @@ def _summary(history: ExitHistory, region: Callable[[Tensor], Tensor]) -> dict[s
         "exits": history.exits,
         "runaways": history.shares(region),
         "cpu_seconds": history.seconds,
+        "outside": history.outside / history.size,
         "histograms": [
             torch.histc(last[:, i], BINS, *ends).tolist() for i, ends in enumerate(((0.5, 8.5), (-1, 1), (0, 1)))
         ],

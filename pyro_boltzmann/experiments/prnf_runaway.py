@@ -1,4 +1,4 @@
-"""Runaway electrons with loss at the edge: a flow map of one short time, applied again and again, and one of all times.
+"""Runaway electrons with loss at the edge: a flow map of one time, applied again and again, and one of all times.
 
 Both learn from trajectories that start in some Maxwellian laws and are asked about others, against Monte Carlo.
 Brownian motion absorbed at both ends, whose law is known, goes the same way.
@@ -41,7 +41,10 @@ __all__ = ["PLAN", "TEST_WIDTHS", "TRAIN_WIDTHS", "RunawayPlan", "run"]
 
 TRAIN_WIDTHS = (0.5, 0.7, 0.9, 1.1, 1.4, 1.8)
 TEST_WIDTHS = (0.6, 0.8, 1.0, 1.6)
-STRIDE, NUM_STRIDES, LOOK_EVERY, STEP = 0.2, 100, 10, 0.005
+GRAIN, STEP = 0.2, 0.005
+"""Times of the map of all times are multiples of the first; the second is a step of the simulation."""
+STRIDE, NUM_STRIDES, PER_STRIDE = 2.0, 10, 10
+"""Of the composed map, after each of which everything is looked at, and how many grains it has."""
 HIGHEST = 11.0
 """Momenta up to here are trained on: 5 at first, and the field adds 4.7 in the time 20."""
 
@@ -53,20 +56,20 @@ class RunawayPlan:
     :ivar trajectories: to train on; each gives transitions over one stride and over many.
     :ivar broad: states all over the domain, each followed for one stride.
     :ivar each: random times of each trajectory for the map of all times.
-    :ivar updates: of the map of a short time, and ``direct`` of that of all times.
+    :ivar updates: of the map of one time, and ``direct`` of that of all times.
     :ivar electrons: of each test law, for Monte Carlo and for each map.
     :ivar companion: updates of each map of absorbed Brownian motion.
     :ivar minutes: of an idle core for all of it.
     """
 
-    trajectories: int = 40_000
+    trajectories: int = 80_000
     broad: int = 400_000
     each: int = 12
-    updates: int = 1500
+    updates: int = 1200
     direct: int = 1200
     electrons: int = 30_000
     companion: int = 1200
-    minutes: float = 25.0
+    minutes: float = 30.0
 
     def shortened(self, share: float) -> RunawayPlan:
         """In proportion, but enough of everything to run."""
@@ -140,23 +143,20 @@ class _Work:
             others = _broad(HIGHEST).sample((plan.broad,))
         seed = stream_seed(self.seed, "trajectories")
         x0 = torch.cat(starts)
-        states, exited = visited_states(self.sde, x0, STRIDE, NUM_STRIDES, step_size=STEP, seed=seed)
+        states, exited = visited_states(self.sde, x0, GRAIN, PER_STRIDE * NUM_STRIDES, step_size=STEP, seed=seed)
         once = simulate(self.sde, others, STRIDE, step_size=STEP, seed=stream_seed(self.seed, "broad"))
         broad = TransitionData(others, torch.full((len(others),), STRIDE), once.state, once.exited)
-        short = TransitionData.cat([neighbours(states, exited, STRIDE), broad])
-        long = from_the_start(states, exited, STRIDE, plan.each, seed=stream_seed(self.seed, "times"))
-        short.save(self.out / "composed-data.safetensors")
-        long.save(self.out / "direct-data.safetensors")
-        return {"cpu_seconds": clock.process_time() - begin, "composed": len(short), "direct": len(long)}
+        strides = TransitionData.cat([neighbours(states[::PER_STRIDE], exited[::PER_STRIDE], STRIDE), broad])
+        times = from_the_start(states, exited, GRAIN, plan.each, seed=stream_seed(self.seed, "times"))
+        strides.save(self.out / "composed-data.safetensors")
+        times.save(self.out / "direct-data.safetensors")
+        return {"cpu_seconds": clock.process_time() - begin, "composed": len(strides), "direct": len(times)}
 
     def flow_map(self, name: str) -> FlowMap:
         """Untrained."""
         with seeded(stream_seed(self.seed, f"weights {name}")):
-            if name == "composed":
-                # Over short times one round of couplings is enough.
-                return FlowMap.for_sde(self.sde, STRIDE, drift_steps=2, width=64, coupling_width=48, num_layers=3)
-            # Over long times the deterministic path is no guide, and its stiff drift would need many steps.
-            times = (STRIDE, STRIDE * NUM_STRIDES)
+            # Over such times the deterministic path is no guide, and its stiff drift would need many steps.
+            times = STRIDE if name == "composed" else (GRAIN, STRIDE * NUM_STRIDES)
             return FlowMap.for_sde(self.sde, times, drift=None, width=96, coupling_width=64)
 
     def train(self, name: str) -> dict[str, Any]:
@@ -191,9 +191,8 @@ class _Work:
         """Monte Carlo of all test laws at once, kept in a file."""
         begin = clock.process_time()
         x0 = torch.cat([self.start("simulation", width) for width in TEST_WIDTHS])
-        look = STRIDE * LOOK_EVERY
         seed = stream_seed(self.seed, "simulation")
-        states, exited = visited_states(self.sde, x0, look, NUM_STRIDES // LOOK_EVERY, step_size=STEP, seed=seed)
+        states, exited = visited_states(self.sde, x0, STRIDE, NUM_STRIDES, step_size=STEP, seed=seed)
         save_checkpoint(self.out / "simulation.safetensors", {"states": states, "exited": exited}, {})
         return {"cpu_seconds": clock.process_time() - begin}
 
@@ -208,13 +207,13 @@ class _Work:
         number = TEST_WIDTHS.index(width)
         rows = slice(number * self.electrons, (number + 1) * self.electrons)
         seconds = self.parts.parts["simulation"]["cpu_seconds"] / len(TEST_WIDTHS)
-        truth = history_of(found["states"][:, rows], found["exited"][:, rows], STRIDE * LOOK_EVERY, seconds)
+        truth = history_of(found["states"][:, rows], found["exited"][:, rows], STRIDE, seconds)
         composed = composed_history(
             self.maps["composed"],
             self.start("composed", width),
             STRIDE,
             NUM_STRIDES,
-            every=LOOK_EVERY,
+            every=1,
             seed=stream_seed(self.seed, f"composed noise {width}"),
         )
         direct = direct_history(
