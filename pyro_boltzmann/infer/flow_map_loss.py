@@ -57,7 +57,7 @@ def flow_map_loss(
         # Any state of the domain in place of those that do not count, so that no gradient is NaN.
         inside = torch.where(exited.unsqueeze(-1), x0, state)
     if flow_map.walls.has_atoms:
-        inside = flow_map.walls.dequantise(inside, start.scale)
+        inside = flow_map.dequantise(inside, start)
     log_prob = flow_map.density(inside, start, dequantised=flow_map.walls.has_atoms)
     if stays is None:
         return -log_prob

@@ -190,7 +190,7 @@ class FlowMap(FlowMapBase):
         as they are."""
         self.check_state(y)
         start = self.start(x0, time, params)
-        z, _ = self.base(self.walls.unfold(y, start.scale).u[0], start)
+        z, _ = self.base(self.preimages(y, start).u[0], start)
         back = self.fold(self.free_state(z, start), start)
         return RoundTrip(back, ((back - y) / start.scale).abs().amax(-1))
 

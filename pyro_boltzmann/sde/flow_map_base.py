@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from pyro_boltzmann.exceptions import ShapeError
-from pyro_boltzmann.sde.boundaries import Absorbing, Boundary, Periodic
+from pyro_boltzmann.sde.boundaries import Absorbing, Boundary, Clamped, Periodic
 from pyro_boltzmann.sde.drift_path import drift_path, marked_steps
 from pyro_boltzmann.sde.exit_head import ExitHead
 from pyro_boltzmann.sde.linear_path import LinearPath
 from pyro_boltzmann.sde.local_scale import LocalScale
 from pyro_boltzmann.sde.start_features import StartFeatures, TimeFeatures
 from pyro_boltzmann.sde.training_domain import TrainingDomain
-from pyro_boltzmann.sde.walls import Walls
+from pyro_boltzmann.sde.walls import Preimages, Walls
 from pyro_boltzmann.transforms.spline_couplings import SplineCouplings
 
 __all__ = ["FlowMapBase", "Start", "Transitions"]
+
+_NEAR, _FEWEST_FREE = 0.1, 100
+"""Share of the states off a clamped end that tell the density at it, and the fewest of them that do."""
 
 
 class Transitions(Protocol):
@@ -66,6 +69,7 @@ class FlowMapBase(nn.Module):
     """The parts of a :class:`FlowMap`, which documents the settings."""
 
     scale_unit: Tensor
+    atom_scale: Tensor
     centre_slope: Tensor
     centre_offset: Tensor
 
@@ -137,6 +141,7 @@ class FlowMapBase(nn.Module):
         if any(isinstance(boundary, Absorbing) for boundary in boundaries):
             self.exit = ExitHead(width, 0 if self.local is None else len(self.local.ends))
         self.register_buffer("scale_unit", torch.ones(event_dim))
+        self.register_buffer("atom_scale", torch.zeros(event_dim))
         self.register_buffer("centre_slope", torch.zeros(event_dim, width))
         self.register_buffer("centre_offset", torch.zeros(event_dim))
 
@@ -172,6 +177,7 @@ class FlowMapBase(nn.Module):
         root = (t / self.times[1]).sqrt().unsqueeze(-1).expand(len(x0), 1)
         change = self.change(data.state, x0)[stayed] / root[stayed]
         self.scale_unit.copy_(_positive_std(change))
+        self._observe_atoms(data.state[stayed])
         path = self.path(x0, t, params)
         lost = float((~path.isfinite().flatten(1).all(-1)).double().mean())
         if lost > 0.0:
@@ -189,6 +195,25 @@ class FlowMapBase(nn.Module):
         self.linear.regress(linear, self.change(data.state, x0)[stayed] / scale[stayed])
         if self.exit is not None and data.exited is not None:
             self.exit.reset((float(data.exited.sum()) + 0.5) / (len(x0) + 1.0))
+
+    def _observe_atoms(self, state: Tensor) -> None:
+        r"""Lengths on the far side of clamped ends such that the density of u does not jump there: a mass m on an end,
+        spread as :math:`\delta\,\mathrm{Exp}(1)`, has the density :math:`m / \delta` at it, and on the near side it is
+        that of the data that are closest."""
+        self.atom_scale.zero_()
+        for index, fold in self.walls.folds.items():
+            if not isinstance(fold, Clamped):
+                continue
+            column = state[:, index]
+            gaps = [column - fold.low] if fold.low is not None else []
+            gaps += [fold.high - column] if fold.high is not None else []
+            gap = torch.stack(gaps).amin(0)
+            free = gap[gap > 0.0].sort().values
+            mass = 1.0 - len(free) / len(gap)
+            if 0.0 < mass and len(free) >= _FEWEST_FREE:
+                nearest = max(1, round(_NEAR * len(free)))
+                near = float(free[nearest - 1]) * len(gap) / nearest  # one over the density at the end
+                self.atom_scale[index] = mass * near
 
     def lengths(self, x0: Tensor, t: Tensor, params: Tensor | None, path: Tensor) -> tuple[Tensor, Tensor | None]:
         r"""Diffusion lengths :math:`\delta` ``(*batch, d)``, and ratios as in :class:`Start`.
@@ -291,9 +316,20 @@ class FlowMapBase(nn.Module):
 
     def density(self, y: Tensor, start: Start, *, dequantised: bool = False) -> Tensor:
         """The log-density of the state of survivors, ``(*shape, d)`` to ``(*shape)``."""
-        preimages = self.walls.unfold(y, start.scale, dequantised=dequantised)
+        preimages = self.preimages(y, start, dequantised=dequantised)
         terms = self.free_density(preimages.u, start) + preimages.log_weight
         return terms[0] if len(terms) == 1 else terms.logsumexp(0)
+
+    def preimages(self, y: Tensor, start: Start, *, dequantised: bool = False) -> Preimages:
+        """What u may be for states ``(*shape, d)``; see :meth:`Walls.unfold`."""
+        return self.walls.unfold(y, start.scale, dequantised=dequantised, beyond=self._beyond(start))
+
+    def dequantise(self, y: Tensor, start: Start) -> Tensor:
+        """States on clamped ends spread beyond them; see :meth:`Walls.dequantise`."""
+        return self.walls.dequantise(y, self._beyond(start))
+
+    def _beyond(self, start: Start) -> Tensor:
+        return torch.where(self.atom_scale > 0.0, self.atom_scale, start.scale)
 
     def fold(self, u: Tensor, start: Start) -> Tensor:
         """From u to the state, ``(*shape, d)``."""

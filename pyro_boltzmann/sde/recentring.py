@@ -51,7 +51,7 @@ def recentre(flow_map: FlowMap, data: Transitions, *, ridge: float = 1e-6) -> No
     stayed = torch.ones_like(t, dtype=torch.bool) if data.exited is None else ~data.exited
     for rows in stayed.nonzero()[:, 0].split(_ROWS):
         start = flow_map.unchecked_start(x0[rows], t[rows], None if params is None else params[rows])
-        z, _ = flow_map.base(flow_map.walls.unfold(data.state[rows], start.scale).u[0], start)
+        z, _ = flow_map.base(flow_map.preimages(data.state[rows], start).u[0], start)
         e = torch.cat([start.embedding, torch.ones_like(z[:, :1])], -1).double()
         gram, moment = gram + e.T @ e, moment + e.T @ z.double()
     gram = gram + ridge * gram.diagonal().mean() * torch.eye(size, dtype=gram.dtype, device=gram.device)

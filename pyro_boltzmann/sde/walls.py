@@ -171,9 +171,12 @@ class Walls:
             columns[index] = fold.fold(columns[index])  # type: ignore[attr-defined]
         return torch.stack(columns, -1)
 
-    def unfold(self, y: Tensor, scale: Tensor, *, dequantised: bool = False) -> Preimages:
+    def unfold(
+        self, y: Tensor, scale: Tensor, *, dequantised: bool = False, beyond: Tensor | None = None
+    ) -> Preimages:
         """All preimages of states ``(*batch, d)``; those outside the domain have no weight.
 
+        :param beyond: lengths in place of ``scale`` on the far side of clamped ends; broadcasts.
         :param dequantised: whether the states come from :meth:`dequantise`: then clamped ends are those of the data,
             and nothing is checked.
         """
@@ -187,7 +190,8 @@ class Walls:
         for index, fold in self.folds.items():
             if dequantised and isinstance(fold, Clamped):
                 continue
-            images, weights = self._images(fold, u[..., index], scale[..., index])
+            length = scale if beyond is None else beyond.expand(shape)
+            images, weights = self._images(fold, u[..., index], length[..., index])
             # (K_old, K_new, *batch) flattened into one leading dimension.
             count = len(images)
             u = u.repeat_interleave(count, 0)

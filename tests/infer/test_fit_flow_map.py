@@ -103,6 +103,25 @@ def test_the_atom_on_a_clamped_end_has_its_mass() -> None:
     assert bool(((share - atom).abs() < 4.5 * (atom * (1.0 - atom) / 500).sqrt() + 0.01).all())
 
 
+def test_an_atom_beside_a_thin_layer_has_its_mass() -> None:
+    """Three in five trajectories end on the wall, most others closer to it than a fiftieth of all widths: 0.05 standard
+    deviations of the data, and of their increments. The far side of the wall has that length too."""
+    n = 20_000
+    x0 = uniform(n, 1, 0.0, 1.0, seed=30)
+    state = x0 + 0.3 * torch.randn(n, 1, generator=Generator().manual_seed(31)) + 2.0
+    kind = torch.rand(n, 1, generator=Generator().manual_seed(32))
+    layer = torch.empty(n, 1).exponential_(generator=Generator().manual_seed(33)) * 0.02
+    state = torch.where(kind < 0.9, torch.where(kind < 0.6, torch.zeros(()), layer), state)
+    flow_map = small_map(boundaries=[Clamped(0, low=0.0)])
+    fit_flow_map(flow_map, Ends(x0, 1.0, state), num_steps=300, learning_rate=1e-2, progress=False)
+    assert abs(float(flow_map.atom_scale[0]) - 0.6 * 0.02 / 0.3) < 0.005
+    with torch.no_grad():
+        y = flow_map.sample(x0, 1.0)
+    error = math.sqrt(0.6 * 0.4 / n)
+    assert abs(float((y == 0.0).double().mean()) - 0.6) < 4.5 * error + 0.01
+    assert abs(float((y < 0.02).double().mean()) - float((state < 0.02).double().mean())) < 0.03
+
+
 def test_every_row_is_shown_once_an_epoch_and_rows_held_back_never(monkeypatch: pytest.MonkeyPatch) -> None:
     flow_map, seen = small_map(), Counter[float]()
     data = ornstein_uhlenbeck(100, 1, torch.ones(100))
