@@ -210,7 +210,7 @@ class FlowMapBase(nn.Module):
             gap = torch.stack(gaps).amin(0)
             free = gap[gap > 0.0].sort().values
             mass = 1.0 - len(free) / len(gap)
-            if 0.0 < mass and len(free) >= _FEWEST_FREE:
+            if mass > 0.0 and len(free) >= _FEWEST_FREE:
                 nearest = max(1, round(_NEAR * len(free)))
                 near = float(free[nearest - 1]) * len(gap) / nearest  # one over the density at the end
                 self.atom_scale[index] = mass * near

@@ -171,9 +171,7 @@ class Walls:
             columns[index] = fold.fold(columns[index])  # type: ignore[attr-defined]
         return torch.stack(columns, -1)
 
-    def unfold(
-        self, y: Tensor, scale: Tensor, *, dequantised: bool = False, beyond: Tensor | None = None
-    ) -> Preimages:
+    def unfold(self, y: Tensor, scale: Tensor, *, dequantised: bool = False, beyond: Tensor | None = None) -> Preimages:
         """All preimages of states ``(*batch, d)``; those outside the domain have no weight.
 
         :param beyond: lengths in place of ``scale`` on the far side of clamped ends; broadcasts.
