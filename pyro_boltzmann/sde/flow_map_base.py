@@ -22,8 +22,8 @@ from pyro_boltzmann.transforms.spline_couplings import SplineCouplings
 
 __all__ = ["FlowMapBase", "Start", "Transitions"]
 
-_NEAR, _FEWEST_FREE = 0.1, 100
-"""Share of the states off a clamped end that tell the density at it, and the fewest of them that do."""
+_NEAR, _FEWEST_NEAR = 0.02, 20
+"""Share of the states off a clamped end that tell the density at it, and the fewest that do."""
 
 
 class Transitions(Protocol):
@@ -210,8 +210,8 @@ class FlowMapBase(nn.Module):
             gap = torch.stack(gaps).amin(0)
             free = gap[gap > 0.0].sort().values
             mass = 1.0 - len(free) / len(gap)
-            if mass > 0.0 and len(free) >= _FEWEST_FREE:
-                nearest = max(1, round(_NEAR * len(free)))
+            nearest = max(_FEWEST_NEAR, round(_NEAR * len(free)))
+            if mass > 0.0 and len(free) >= nearest:
                 near = float(free[nearest - 1]) * len(gap) / nearest  # one over the density at the end
                 self.atom_scale[index] = mass * near
 
@@ -329,7 +329,8 @@ class FlowMapBase(nn.Module):
         return self.walls.dequantise(y, self._beyond(start))
 
     def _beyond(self, start: Start) -> Tensor:
-        return torch.where(self.atom_scale > 0.0, self.atom_scale, start.scale)
+        """Over short times the diffusion length, which depends on the initial state, is the better one."""
+        return torch.where(self.atom_scale > 0.0, torch.minimum(self.atom_scale, start.scale), start.scale)
 
     def fold(self, u: Tensor, start: Start) -> Tensor:
         """From u to the state, ``(*shape, d)``."""
