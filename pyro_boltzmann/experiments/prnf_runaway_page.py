@@ -20,9 +20,9 @@ from pyro_boltzmann.experiments.results_page import write_results_page
 
 __all__ = ["RunawayResults", "asked_of", "largest_ratio", "write_runaway_results"]
 
-HEADLINE, MAPS = "composed", ("composed", "direct")
+HEADLINE, MAPS = "direct", ("direct", "composed")
 SIGMAS, FALSE_ALARM = 4.5, 1e-5
-_COLOURS = {"composed": WEIGHTED, "direct": RAW}
+_COLOURS = {"direct": WEIGHTED, "composed": RAW}
 _COORDINATES = ("p", "xi", "r")
 
 
