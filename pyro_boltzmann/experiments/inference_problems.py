@@ -46,6 +46,7 @@ class SourceProblem:
     :ivar num_steps: of the simulation inside a program.
     :ivar scheme: of that simulation.
     :ivar period: of the drift, if it has one.
+    :ivar chain: draws and warm-up of NUTS.
     """
 
     system: System
@@ -56,6 +57,7 @@ class SourceProblem:
     num_steps: int
     scheme: str = "euler"
     period: float | None = None
+    chain: tuple[int, int] = (400, 200)
 
     @property
     def dim(self) -> int:
@@ -66,7 +68,7 @@ class SourceProblem:
     def settings(self) -> list[float | str | None]:
         """All but the equation."""
         numbers = (self.system.time, self.prior_loc, self.prior_scale, self.num_observed, self.noise, self.num_steps)
-        return [*numbers, self.scheme, self.period]
+        return [*numbers, self.scheme, self.period, *self.chain]
 
     def observations(self, seed: int) -> Tensor:
         """``(num_observed, d)``, from a source half a prior width from the middle, of width 0.7."""
@@ -136,6 +138,6 @@ class SourceProblem:
 PROBLEMS: dict[str, SourceProblem] = {
     "brownian": SourceProblem(brownian_motion(half_width=10.0), 0.0, 2.0, 8, 0.3, 1),
     "ornstein-uhlenbeck": SourceProblem(ornstein_uhlenbeck(half_width=10.0), 0.0, 2.0, 8, 0.1, 20),
-    "abc": SourceProblem(abc_flow(), math.pi, 0.7, 4, 0.3, 20, "runge_kutta", 2.0 * math.pi),
+    "abc": SourceProblem(abc_flow(), math.pi, 0.7, 4, 0.3, 20, "runge_kutta", 2.0 * math.pi, (120, 60)),
 }
 """Problems by the names of their systems."""

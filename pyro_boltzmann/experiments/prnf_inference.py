@@ -34,9 +34,8 @@ __all__ = ["run"]
 
 FULL_MINUTES = 20.0
 PAIRS, UPDATES = 200_000, 800
-NUTS_SAMPLES, NUTS_WARMUP = 400, 200
 GUIDE_STEPS, GUIDE_SAMPLES, PARTICLES = 1500, 10_000, 64
-LENGTHS = (PAIRS, UPDATES, NUTS_SAMPLES, NUTS_WARMUP, GUIDE_STEPS, PARTICLES)
+LENGTHS = (PAIRS, UPDATES, GUIDE_STEPS, PARTICLES)
 SETTINGS = {name: problem.settings for name, problem in PROBLEMS.items()}
 """What finished parts rest on."""
 MOST_AUTOREGRESSIVE = 100
@@ -131,13 +130,13 @@ class _Work:
 
     def by_nuts(self, way: str) -> dict[str, Any]:
         """Pyro's NUTS."""
-        begin = clock.process_time()
+        begin, (draws, warmup) = clock.process_time(), self.problem.chain
         depth = 6 if self.share > 0.1 else 3
         kernel = NUTS(self.program(way), max_tree_depth=depth, init_strategy=init_to_median(num_samples=50))
         with warnings.catch_warnings(), seeded(stream_seed(self.seed, f"{self.name} {way} NUTS")):
             warnings.simplefilter("ignore", OutsideDomainWarning)
             mcmc = MCMC(
-                kernel, self.part(NUTS_SAMPLES, 8), warmup_steps=self.part(NUTS_WARMUP, 8), disable_progbar=True
+                kernel, self.part(draws, 8), warmup_steps=self.part(warmup, 8), disable_progbar=True
             )
             mcmc.run(self.observed)
         draws = mcmc.get_samples()
