@@ -135,9 +135,7 @@ class _Work:
         kernel = NUTS(self.program(way), max_tree_depth=depth, init_strategy=init_to_median(num_samples=50))
         with warnings.catch_warnings(), seeded(stream_seed(self.seed, f"{self.name} {way} NUTS")):
             warnings.simplefilter("ignore", OutsideDomainWarning)
-            mcmc = MCMC(
-                kernel, self.part(draws, 8), warmup_steps=self.part(warmup, 8), disable_progbar=True
-            )
+            mcmc = MCMC(kernel, self.part(draws, 8), warmup_steps=self.part(warmup, 8), disable_progbar=True)
             mcmc.run(self.observed)
         draws = mcmc.get_samples()
         values = torch.cat([draws["source"], draws["width"].unsqueeze(-1)], -1).double()
