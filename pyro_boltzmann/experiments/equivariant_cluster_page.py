@@ -237,8 +237,9 @@ The headline is the graph field on {min(10_000, results.sizes[-1]):,} configurat
 over permutations, rotations and reflections ({plan.headline * share:.0f} s planned), with Muon. It is scored on
 {results.num_samples:,} draws, networks of the sweep on {few:,}. There each model has {plan.sweep * share:.3g} s:
 `embedded_atom` and `graph` know all symmetries, `plain_augmented` is shown data that are turned, mirrored and permuted
-at random. All keep the state that was best on validation data. These are one short training each, far from its end, as
-the headline shows: from 1,000 configurations on, rows differ by their training rather than by their data.
+at random. All keep the state that was best on validation data. Each row is one short
+training with one seed, far from its end, as the headline shows: small differences between rows need not come from the
+data, and `updates` tells where other work on the machine cut a training short.
 
 *States.* Draws of the graph fields and training data descend to the minima below them. Since a minimum lies below any
 point at all, only draws count, as `draws`, whose energy is not above the highest of the reference samples. `states_new`

@@ -253,21 +253,20 @@ field's weights are exact for its discrete map, but for draws where a step of it
 zero and are counted in the report. {data}
 
 The headline is the graph field on {results.headline_size:,} configurations and {plan.moves} copies of each, moved by
-Hamiltonian Monte Carlo at the energy (counted in `gradients`): flow matching on pairs aligned over permutations,
-rotations and reflections ({plan.headline * results.share:.0f} s planned), with Muon. The copies tell what lies between
-the configurations, which a flow would else overfit; the models of the sweep below learn from the configurations alone.
-Flows of `energy alone` were given no data: one learns by flow matching on draws that tempered Monte Carlo makes from
-the energy and moves in the same way, whose cost is counted, the other by reverse KL. Below, each model has
-{plan.sweep * results.share:.3g} s for each size of the training set: `kernel`, `embedded_atom` and `graph` know all
-symmetries, `plain` knows none, and
-`_augmented` models are shown data that are turned, mirrored and permuted at random. Models of the sweep and the
-headline keep the state that was best on validation data. A training that other work on the machine slows is stopped
-after {SLACK:g} times its seconds and two minutes at the latest, before its learning rate has come down: `updates`
-tells.
-The ways to solve the equation make the same updates of the same kernel flow on 1,000 configurations.
-`divergence_error` is the largest deviation from autograd in float64 and `divergence_sd` the noise of one estimate, both
-over the mean absolute divergence of {max(100, round(1000 * results.share)):,} states, at the cost of `milliseconds`;
-in float32, where autograd is as far off, deviations near 1e-5 are rounding. Weights that are nearly all the same can
-have a k-hat above its limit: then the tail that it describes is one of rounding and chance, and ESS near one says so.
+Hamiltonian Monte Carlo at the energy (its gradients are counted below): flow matching on pairs aligned over
+permutations, rotations and reflections ({plan.headline * results.share:.0f} s planned), with Muon. The copies tell
+what lies between the configurations, which a flow would else overfit; the models of the sweep below learn from the
+configurations alone. Flows of `energy alone` were given no data: one learns by flow matching on draws that tempered
+Monte Carlo makes from the energy and moves in the same way, whose cost is counted, the other by reverse KL. Below,
+each model has {plan.sweep * results.share:.3g} s for each size of the training set: `kernel`, `embedded_atom` and
+`graph` know all symmetries, `plain` knows none, and `_augmented` models are shown data that are turned, mirrored and
+permuted at random. Models of the sweep and the headline keep the state that was best on validation data. A training
+that other work on the machine slows is stopped after {SLACK:g} times its seconds and two minutes at the latest,
+before its learning rate has come down: `updates` tells. The ways to solve the equation make the same updates of the
+same kernel flow on 1,000 configurations. `divergence_error` is the largest deviation from autograd in float64 and
+`divergence_sd` the noise of one estimate, both over the mean absolute divergence of
+{max(100, round(1000 * results.share)):,} states, at the cost of `milliseconds`; in float32, where autograd is as far
+off, deviations near 1e-5 are rounding. Weights that are nearly all the same can have a k-hat above its limit: then
+the tail that it describes is one of rounding and chance, and ESS near one says so.
 
 {asked_table(asked) if asked else ""}"""

@@ -104,8 +104,8 @@ def test_the_atom_on_a_clamped_end_has_its_mass() -> None:
 
 
 def test_an_atom_beside_a_thin_layer_has_its_mass() -> None:
-    """Three in five trajectories end on the wall, most others closer to it than a fiftieth of all widths: 0.05 standard
-    deviations of the data, and of their increments. The far side of the wall has that length too."""
+    """Three in five trajectories end on the wall, three in ten in an exponential layer of width 0.02 beside it, far
+    less than the spread of the rest. The layer's density at the wall, 0.3 / 0.02, fixes the length of the far side."""
     n = 20_000
     x0 = uniform(n, 1, 0.0, 1.0, seed=30)
     state = x0 + 0.3 * torch.randn(n, 1, generator=Generator().manual_seed(31)) + 2.0
