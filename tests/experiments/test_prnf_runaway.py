@@ -85,6 +85,17 @@ def test_a_step_of_a_map_has_its_exits_both_ways() -> None:
     assert twice.times == pytest.approx([0.2, 0.4]) and twice.exits[1] >= twice.exits[0]
 
 
+def test_states_outside_of_what_a_map_knows_go_on_from_the_nearest_inside() -> None:
+    """All are counted: here those that the first step has brought above the range, one in two of N(3, 0.1)."""
+    flow_map = standardised(0.1)
+    x0 = torch.full((2000, 1), 3.0)
+    assert composed_history(flow_map, x0, 0.1, 3, every=1, seed=4).outside == 0
+    flow_map.domain.high[0] = 3.0
+    once, twice = (composed_history(flow_map, x0, 0.1, number, every=1, seed=4) for number in (1, 2))
+    assert once.outside == 0 and twice.outside == int((once.survivors[0] > 3.0).sum())
+    assert abs(twice.outside - 1000) < SIGMAS * math.sqrt(500.0)
+
+
 def test_the_exact_law_of_survivors() -> None:
     """Far from the ends it is the normal law."""
     law = AbsorbedBrownianTransition(0.0, 60.0)
